@@ -1,0 +1,49 @@
+"""A model's files in one form, whatever the format: a config with the keys of `config.json`, and named tensors.
+
+The names are those of Hugging Face checkpoints (`model.layers.0.self_attn.q_proj.weight`), also for GGUF files.
+Nothing is read until it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class StoredTensor(Protocol):
+    """A tensor in a file. Shape as in Hugging Face checkpoints: (outputs, inputs) for a linear layer's weight."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor as read."""
+
+    @property
+    def dtype(self) -> str:
+        """How it is stored: "F32", "BF16", "Q4_1", …"""
+
+    def read(self) -> NDArray[np.float32]:
+        """The whole tensor as C-contiguous float32, finite or `NumericsError`."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk, opened and checked but not read."""
+
+    name: str  # what a person calls it: "smollm2-135m"
+    source: str  # where it came from: a path, a hub id
+    format: str  # "gguf" or "safetensors"
+    files: tuple[Path, ...]  # the weights' files
+    config: Mapping[str, Any]  # keys of config.json
+    tensors: Mapping[str, StoredTensor]
+    eos_token_ids: frozenset[int]
+    folder: Path | None  # of a Hugging Face model; None for a GGUF file
+    gguf_tokenizer: Mapping[str, Any] | None = None  # the `tokenizer.*` metadata of a GGUF file
+
+    def sha256(self) -> str:
+        """Hash over the weights' files (of several files: over their names and hashes)."""
+        raise NotImplementedError
