@@ -1,24 +1,26 @@
 """The contract of a batch policy, and the part of it that all policies share.
 
-A policy answers one question: who may join the batch now, and if nobody, when is it worth asking again? That is
-`admit`, and it is all that single, static, dynamic and continuous batching differ in. How the admitted requests
-share a step is the same for all of them and stands in `plan`:
+A policy answers one question: who may join the batch now, and if nobody, when is it worth asking again? That
+is `admit`, and it is all that single, static, dynamic and continuous batching differ in. How the admitted
+requests share a step is the same for all of them and stands in `plan`:
 
-- decode first, one token a request; then prefill, oldest request first, in chunks under the token budget, so that
-  a long prompt delays the others by a bounded step (Sarathi-Serve, Agrawal et al. 2024);
-- when the KV pool runs dry, the youngest request gives its blocks back and waits again; since the oldest always
-  runs, every request ends;
+- decode first, one token a request; then prefill, oldest request first, in chunks under the token budget, so
+  that a long prompt delays the others by a bounded step (Sarathi-Serve, Agrawal et al. 2024);
+- when the KV pool runs dry, the youngest request gives its blocks back and waits again; since the oldest
+  always runs, every request ends;
 - no padding: a request takes as many rows as it has tokens to run.
 
-A policy sees integers and times. It may keep state of its own but changes no request. The same code can be driven
-by the engine, by a fake clock in a test, or by a simulator.
+A policy sees integers and times. It may keep state of its own but changes no request. The same code can be
+driven by the engine, by a fake clock in a test, or by a simulator.
 """
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from typing import ClassVar, Protocol
 
 from knee.engine.types import Chunk, Request, StepPlan
@@ -37,7 +39,7 @@ class Pool(Protocol):
         """Blocks that nobody owns."""
 
     def blocks_needed(self, request: Request, num_tokens: int) -> int:
-        """Blocks to add to the request's table before its next `num_tokens` tokens can run; 0 with the cache off."""
+        """Blocks to add to the request's table before its next `num_tokens` tokens can run (cache off: 0)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,8 @@ class Admission:
 
 
 def preempted(view: View) -> int:
-    """How many of the waiting requests held a slot before and were preempted; they stand first in the queue."""
-    return sum(request.num_preemptions > 0 for request in view.waiting)
+    """How many of the waiting requests lost their slot to a preemption; they stand first in the queue."""
+    return sum(1 for _ in takewhile(lambda request: request.num_preemptions, view.waiting))
 
 
 class Policy(ABC):
@@ -70,8 +72,8 @@ class Policy(ABC):
     name: ClassVar[str]
 
     def __init__(self, max_batch_size: int = 1, max_batched_tokens: int = 512) -> None:
-        if max_batch_size < 1:
-            raise UserError(f"the batch size is {max_batch_size}: it must be at least 1")
+        require_whole("the batch size", max_batch_size)
+        require_whole("the token budget", max_batched_tokens)
         if max_batched_tokens < max_batch_size:
             raise UserError(
                 f"the token budget ({max_batched_tokens}) is below the batch size ({max_batch_size}): "
@@ -85,5 +87,85 @@ class Policy(ABC):
         """Decide who joins. `count` may be too large: free slots and the pool limit it further in `plan`."""
 
     def plan(self, view: View) -> StepPlan:
-        """The next step: who gives way, who joins, who runs how many tokens."""
-        raise NotImplementedError
+        """The next step: who gives way (youngest first), who joins, who runs how many tokens."""
+        step = _Step(view, self.max_batched_tokens)
+        order = sorted(view.running, key=lambda request: not request.is_decoding)
+        for request in order:
+            step.grant(request)
+        if step.preempted:
+            return StepPlan(preempt=tuple(step.preempted), chunks=step.chunks(order))
+
+        admission = self.admit(view)
+        joining = self._joining(view, admission.count)
+        for request in joining:
+            step.join(request)
+        chunks = step.chunks([*order, *joining])
+        return StepPlan(admit=tuple(joining), chunks=chunks, wake_at=None if chunks else admission.wake_at)
+
+    def _joining(self, view: View, count: int) -> list[Request]:
+        """The first waiting requests, at most `count`, that find a free slot and room for their whole prefix.
+
+        Nobody overtakes: the first that does not fit ends it. Room is what is left when all before have their
+        whole prefix; else a newcomer would take the blocks of a prefill under way, only to lose them again.
+        """
+        slots = min(count, self.max_batch_size - len(view.running))
+        if slots < 1 or not view.waiting:
+            return []
+        needed = view.pool.blocks_needed
+        room = view.pool.free_blocks - sum(needed(request, request.num_pending) for request in view.running)
+        joining: list[Request] = []
+        for request in islice(view.waiting, slots):
+            room -= needed(request, request.num_pending)
+            if room < 0:
+                break
+            joining.append(request)
+        return joining
+
+
+def require_whole(what: str, value: int) -> None:
+    """Raise `UserError` unless `value` is a whole number of at least 1."""
+    if not isinstance(value, int) or value < 1:
+        raise UserError(f"{what} is {value}: it must be a whole number, at least 1")
+
+
+class _Step:
+    """A step in the making: how many tokens each member of the batch runs, and what is left to give away."""
+
+    def __init__(self, view: View, budget: int) -> None:
+        self._pool = view.pool
+        self._tokens = dict.fromkeys(view.running, 0)  # oldest first; who is preempted is no longer in it
+        self._budget = budget if view.pool.enabled else sys.maxsize  # an uncached prefix cannot be split
+        self._blocks = view.pool.free_blocks
+        self.preempted: list[Request] = []
+
+    def grant(self, request: Request) -> None:
+        """Let the request run what the budget allows; the youngest give way while its blocks do not fit.
+
+        Nothing happens for a request that gave way itself, now or before.
+        """
+        if request not in self._tokens:
+            return
+        num_tokens = min(request.num_pending, self._budget)
+        blocks = self._pool.blocks_needed(request, num_tokens)
+        while blocks > self._blocks:
+            if self._preempt_youngest() is request:
+                return
+        self._tokens[request] = num_tokens
+        self._budget -= num_tokens
+        self._blocks -= blocks
+
+    def join(self, request: Request) -> None:
+        """Add a newcomer to the batch, for whose whole prefix there is room."""
+        self._tokens[request] = 0
+        self.grant(request)
+
+    def chunks(self, order: Sequence[Request]) -> tuple[Chunk, ...]:
+        """What was granted, in this order; who got nothing only holds a slot."""
+        return tuple([Chunk(request, n) for request in order if (n := self._tokens.get(request))])
+
+    def _preempt_youngest(self) -> Request:
+        victim, num_tokens = self._tokens.popitem()
+        self._budget += num_tokens
+        self._blocks += len(victim.block_table) + self._pool.blocks_needed(victim, num_tokens)
+        self.preempted.append(victim)
+        return victim
