@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import singledispatchmethod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,6 +141,15 @@ class ReferenceDevice(Device):
         self.block_size = 1
         self.keys: list[FloatArray] = []
         self.values: list[FloatArray] = []
+        self._kernels: dict[type[Op], Callable[[Any, _Step], None]] = {
+            Embed: self._embed,
+            Norm: self._norm,
+            Linear: self._linear,
+            WriteKV: self._write_kv,
+            Attention: self._attention,
+            Gate: self._gate,
+            SelectOutputs: self._select,
+        }
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -166,24 +175,18 @@ class ReferenceDevice(Device):
         # Overflow to infinity is well defined here, and caught where it reaches a logit.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             for op in self.program.ops:
-                self._run(op, step)
+                self._kernels[type(op)](op, step)
         return _outputs(step)
 
-    @singledispatchmethod
-    def _run(self, op: Op, step: _Step) -> None:  # noqa: ARG002
-        raise TypeError(f"the reference device has no {type(op).__name__}")
-
-    @_run.register
     def _embed(self, op: Embed, step: _Step) -> None:
         x = self.weights[op.weight][step.tokens]
         if op.position_weight is not None:
             x += self.weights[op.position_weight][step.positions]
         step.buffers[op.out] = x
 
-    @_run.register
     def _norm(self, op: Norm, step: _Step) -> None:
         x, weight = step.buffers[op.x], self.weights[op.weight]
-        groups = x.reshape(len(x), -1, weight.size)
+        groups = x.reshape(len(x), x.shape[1] // weight.size, weight.size)
         if op.kind == "layer":
             groups = groups - groups.mean(axis=-1, keepdims=True)
         variance = np.square(groups).mean(axis=-1, keepdims=True)
@@ -192,7 +195,6 @@ class ReferenceDevice(Device):
             normed += self.weights[op.bias]
         step.buffers[op.out] = normed.reshape(x.shape)
 
-    @_run.register
     def _linear(self, op: Linear, step: _Step) -> None:
         out = step.buffers[op.x] @ self.weights[op.weight].T
         if op.bias is not None:
@@ -203,7 +205,6 @@ class ReferenceDevice(Device):
             out += step.buffers[op.residual]
         step.buffers[op.out] = out
 
-    @_run.register
     def _write_kv(self, op: WriteKV, step: _Step) -> None:
         if op.rope is not None:
             for name in (op.q, op.k):
@@ -220,7 +221,6 @@ class ReferenceDevice(Device):
         turned = np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
         return turned.reshape(x.shape)
 
-    @_run.register
     def _attention(self, op: Attention, step: _Step) -> None:
         q = step.buffers[op.q]
         out = np.empty_like(q)
@@ -251,11 +251,9 @@ class ReferenceDevice(Device):
             mixed = _softmax(scores) @ v[:, :seen]
             out[block] = mixed.reshape(kv_heads, -1, rows, dim).transpose(2, 0, 1, 3).reshape(rows, -1)
 
-    @_run.register
     def _gate(self, op: Gate, step: _Step) -> None:
         step.buffers[op.out] = _ACTIVATE[op.activation](step.buffers[op.gate]) * step.buffers[op.up]
 
-    @_run.register
     def _select(self, op: SelectOutputs, step: _Step) -> None:
         step.buffers[op.out] = step.buffers[op.x][step.output_rows]
 

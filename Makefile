@@ -1,0 +1,54 @@
+# knee: two commands on a fresh machine, `make run` and `make test`. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= runs
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-fast lint format doctor bench clean
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: $(VENV)/.installed ## Run the log's four experiments on the default model
+	$(BIN)/knee models pull smollm2-135m
+	$(BIN)/knee baseline --out $(OUT)
+	$(BIN)/knee inspect --out $(OUT)
+	$(BIN)/knee kvcache --out $(OUT) --prompt-lengths 10,50,200 --max-new-tokens 50
+	$(BIN)/knee sweep --out $(OUT) --requests 16 --max-new-tokens 32 --batch-sizes 1,4,8 --wait-ms 0,10
+
+test: $(VENV)/.installed-dev ## Run every test (installs torch and transformers, the oracle)
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.installed-dev ## Check style, types and the direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+doctor: $(VENV)/.installed ## Measure this machine and say what is wrong with it for measuring
+	$(BIN)/knee doctor
+
+bench: $(VENV)/.installed-dev ## Compare with transformers, side by side (a few minutes; keep the machine idle)
+	$(BIN)/python -m benchmarks.peers
+
+clean: ## Remove the virtual environment and caches (not the runs)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "knee needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e '.[dev,oracle]'
+	@touch $@ $(VENV)/.installed
