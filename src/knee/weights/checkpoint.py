@@ -1,11 +1,12 @@
 """A model's files in one form, whatever the format: a config with the keys of `config.json`, and named tensors.
 
-The names are those of Hugging Face checkpoints (`model.layers.0.self_attn.q_proj.weight`), also for GGUF files.
-Nothing is read until it is asked for.
+The names are those of Hugging Face checkpoints (`model.layers.0.self_attn.q_proj.weight`; GPT-2 without the prefix
+`transformer.`), also for GGUF files. Nothing is read until it is asked for.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from knee.weights.cache import sha256_of
 
 
 class StoredTensor(Protocol):
@@ -45,5 +48,9 @@ class Checkpoint:
     gguf_tokenizer: Mapping[str, Any] | None = None  # the `tokenizer.*` metadata of a GGUF file
 
     def sha256(self) -> str:
-        """Hash over the weights' files (of several files: over their names and hashes)."""
-        raise NotImplementedError
+        """Hash over the weights' file (of several files: over their names and hashes)."""
+        digests = [sha256_of(file) for file in self.files]
+        if len(digests) == 1:
+            return digests[0]
+        lines = [f"{digest}  {file.name}\n" for file, digest in zip(self.files, digests, strict=True)]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,0 +1,131 @@
+"""Tensors in mapped files, turned into float32. Knows storage types; knows no file headers and no models.
+
+A tensor is decoded in chunks that stay in a core's cache: over whole tensors the same NumPy code is five times
+slower, and its temporaries would need as much memory as the result.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from math import isfinite, prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from knee.errors import ModelLoadError, NumericsError
+
+Decode = Callable[[NDArray[np.uint8]], NDArray[Any]]
+
+CHUNK = 1 << 16  # elements
+
+
+@dataclass(frozen=True, slots=True)
+class StorageType:
+    """How a tensor's elements are stored: `decode` turns (blocks, block_bytes) bytes into (blocks, block) numbers."""
+
+    block: int  # elements
+    block_bytes: int
+    decode: Decode
+
+
+QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K")
+SUPPORTED = ("F32", "F16", "BF16", *QUANTIZED)
+
+
+@cache
+def storage_type(dtype: str) -> StorageType:
+    """The storage type of one of `SUPPORTED`. `KeyError` for any other."""
+    if dtype in QUANTIZED:
+        return _quantized(dtype)
+    return {
+        "F32": StorageType(1, 4, lambda blocks: blocks.view("<f4")),
+        "F16": StorageType(1, 2, lambda blocks: blocks.view("<f2")),
+        "BF16": StorageType(1, 2, _decode_bfloat16),
+    }[dtype]
+
+
+def _decode_bfloat16(blocks: NDArray[np.uint8]) -> NDArray[Any]:
+    """A bfloat16 is the upper half of a float32."""
+    return (blocks.view("<u2").astype("<u4") << 16).view("<f4")
+
+
+def _quantized(dtype: str) -> StorageType:
+    """Block formats of GGML, decoded by the `gguf` package. Imported here: safetensors need none of it."""
+    import gguf
+    from gguf import quants
+
+    block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[dtype]]
+    return StorageType(block, block_bytes, getattr(quants, dtype).dequantize_blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class MappedTensor:
+    """A tensor in a mapped file; `data` are its bytes, checked to be as many as shape and dtype need.
+
+    `interleaved_heads`: number of attention heads whose rows are stored in pairs (i, i + head_dim/2), as llama.cpp
+    wants queries and keys; `read` puts them back into halves.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    data: memoryview
+    interleaved_heads: int | None = None
+
+    def read(self) -> NDArray[np.float32]:
+        """The tensor as C-contiguous float32. `NumericsError` where it is not finite."""
+        storage = storage_type(self.dtype)
+        values = np.empty(self.shape, np.float32)
+        blocks = self._stored().reshape(-1, storage.block_bytes)
+        chunks = values.reshape(-1, storage.block)
+        step = max(1, CHUNK // storage.block)
+        with np.errstate(all="ignore"):  # what is not finite is reported below
+            for start in range(0, len(blocks), step):
+                chunks[start : start + step] = storage.decode(blocks[start : start + step])
+        _check_finite(self.name, values)
+        return values
+
+    def _stored(self) -> NDArray[np.uint8]:
+        stored = np.frombuffer(self.data, np.uint8)
+        if self.interleaved_heads is None:
+            return stored
+        pairs = stored.reshape(self.interleaved_heads, self.shape[0] // self.interleaved_heads // 2, 2, -1)
+        return np.ascontiguousarray(pairs.swapaxes(1, 2))
+
+
+def stored_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    """Bytes of a tensor of one of the `SUPPORTED` types, in Python integers that cannot overflow.
+
+    `ModelLoadError` where a row is not a whole number of blocks.
+    """
+    storage = storage_type(dtype)
+    if shape and shape[-1] % storage.block:
+        raise ModelLoadError(f"rows of {shape[-1]} are no whole number of {dtype} blocks of {storage.block}")
+    return prod(shape) // storage.block * storage.block_bytes
+
+
+def map_file(path: Path) -> memoryview:
+    """The bytes of a file, mapped and read-only. They must not change while a model is open."""
+    try:
+        with path.open("rb") as file:
+            if path.stat().st_size == 0:
+                raise ModelLoadError(f"{path}: the file is empty; download it again")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError as error:
+        raise ModelLoadError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _check_finite(name: str, values: NDArray[np.float32]) -> None:
+    """The sum of squares finds every NaN and infinity at the speed of memory; huge weights may overflow it too."""
+    flat = values.reshape(-1)
+    with np.errstate(all="ignore"):
+        if isfinite(np.dot(flat, flat)):
+            return
+    broken = int(np.count_nonzero(~np.isfinite(flat)))
+    if broken:
+        raise NumericsError(f"tensor {name} holds {broken} NaN or infinite values; the model file is damaged")
