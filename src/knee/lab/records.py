@@ -3,13 +3,28 @@
 This is the contract with scripts outside knee: names do not change without a new `SCHEMA_VERSION` and a reader for
 the old one. Checked on write and on read. Milliseconds where a name ends in `_ms`, seconds from the trial's start in
 the lines of the JSONL files. Empty is null, never 0. Who writes these files, and when, is `runs.py`'s business.
+
+Words inside a record (warnings, notes, findings) are English; `messages.translated` gives them in another language.
 """
 
 from __future__ import annotations
 
+import math
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
 
 # 1: the first.
 SCHEMA_VERSION = 1
@@ -19,149 +34,222 @@ Status = Literal["running", "done", "interrupted", "failed"]
 OnOff = Literal["on", "off"]
 
 
+def utc_now() -> str:
+    """The present moment as a record keeps it: ISO 8601, UTC, whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _storable(value: Any) -> Any:
+    # argv and prompts may hold bytes that are no UTF-8; JSON cannot, so they are kept as visible escapes.
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def _utc(value: str) -> str:
+    if datetime.fromisoformat(value).utcoffset() != timedelta(0):
+        raise ValueError("a time must be ISO 8601 in UTC, such as 2025-01-31T12:00:00+00:00")
+    return value
+
+
+def _finite(value: JsonValue) -> JsonValue:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number must be finite")
+    if isinstance(value, (list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            _finite(item)
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_storable)]
+UtcTime = Annotated[str, AfterValidator(_utc)]
+Json = Annotated[JsonValue, AfterValidator(_finite)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
 class _Model(BaseModel):
     """Strict about numbers (no NaN, no infinity), lenient about fields a later knee may add."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="ignore", allow_inf_nan=False, ser_json_inf_nan="constants", protected_namespaces=()
+    )
 
 
 # --- the circumstances -------------------------------------------------------------------------------------------
 
 
 class Gpu(_Model):
-    name: str
+    """One GPU as its driver describes it."""
+
+    name: Text
     memory_gib: float
-    driver: str
+    driver: Text
 
 
 class Hardware(_Model):
-    cpu: str
-    cores: int
+    """The machine, as far as this process may use it.
+
+    `cores` and `memory_gib` are what a container or an affinity mask leaves, not what the host has. `isa` lists the
+    vector extensions that matter to inference, for example `avx512_bf16` or `i8mm`.
+    """
+
+    cpu: Text
+    cores: PositiveInt
     isa: list[str]
-    memory_gib: float
+    memory_gib: NonNegativeFloat
     gpus: list[Gpu] = []
 
 
 class Software(_Model):
+    """What ran. `git_commit` and `git_dirty` are null where knee was installed from a package."""
+
     knee: str
     git_commit: str | None
     git_dirty: bool | None
     python: str
     packages: dict[str, str]
-    platform: str
+    platform: Text
 
 
 class ModelInfo(_Model):
-    name: str
-    source: str
+    """The model that ran. `sha256` is over the weights' files, `dtype` the weights' type on the device."""
+
+    name: Text
+    source: Text
     sha256: str
-    architecture: str
-    parameters: int
+    architecture: Text
+    parameters: NonNegativeInt
     dtype: str
     device: str
-    threads: int | None = None
+    threads: PositiveInt | None = None  # null where the device has none to choose
 
 
 class Workload(_Model):
-    requests: int
-    prompt_tokens: list[int]
-    max_new_tokens: int
-    arrival: str
+    """The requests of an experiment. `prompt_tokens` has one number a request; `sha256` is over prompts and options."""
+
+    requests: NonNegativeInt
+    prompt_tokens: list[NonNegativeInt]
+    max_new_tokens: PositiveInt
+    arrival: Text
     seed: int
     sha256: str
-    prompts: list[str] | list[list[int]]  # texts, or token ids where no text was given
+    prompts: list[Text] | list[list[int]]  # texts, or token ids where no text was given
 
 
 class BatchPolicy(_Model):
-    name: str
-    max_batch_size: int
-    max_wait_ms: float | None
+    """How requests were put together. `max_wait_ms` is null for a policy that has no window."""
+
+    name: Text
+    max_batch_size: PositiveInt
+    max_wait_ms: NonNegativeFloat | None
 
 
-class Warning_(_Model):
+class Warning_(_Model):  # noqa: N801 (`Warning` is Python's)
+    """Something that makes the numbers less trustworthy. `code` is of a closed set, `message` for people."""
+
     code: str
-    message: str
+    message: Text
 
 
 # --- metrics, one shape a kind -----------------------------------------------------------------------------------
 
 
 class BaselineMetrics(_Model):
+    """One request. `prefill_cold_ms` is the first forward pass after loading, `prefill_ms` the median of the warm ones.
+
+    `decode_loop_ms` is the sum over `decode_steps` steps; `total_generate_ms` is warm prefill and decode loop;
+    `output_tokens_per_s` counts the tokens given to the request. `gpu_utilization` is a fraction, null where there
+    is no GPU (the reason is in the record's notes). `kv_cache_shape` is that of the contiguous equivalent:
+    batch, KV heads, tokens, head dimension; null with the KV cache off.
+    """
+
     kind: Literal["baseline"] = "baseline"
-    load_model_ms: float
-    load_tokenizer_ms: float
-    tokenize_ms: float | None
-    prompt_tokens: int
-    output_tokens: int
-    prefill_cold_ms: float
-    prefill_ms: float
-    prefill_ms_per_token: float
-    decode_loop_ms: float
-    decode_steps: int
-    decode_ms_per_step: float | None
-    total_generate_ms: float
-    output_tokens_per_s: float
-    gpu_utilization: float | None
+    load_model_ms: NonNegativeFloat
+    load_tokenizer_ms: NonNegativeFloat
+    tokenize_ms: NonNegativeFloat | None  # null where token ids were given
+    prompt_tokens: PositiveInt
+    output_tokens: NonNegativeInt
+    prefill_cold_ms: NonNegativeFloat
+    prefill_ms: NonNegativeFloat
+    prefill_ms_per_token: NonNegativeFloat
+    decode_loop_ms: NonNegativeFloat
+    decode_steps: NonNegativeInt
+    decode_ms_per_step: NonNegativeFloat | None  # null for a one-token output
+    total_generate_ms: NonNegativeFloat
+    output_tokens_per_s: NonNegativeFloat
+    gpu_utilization: Fraction | None
     kv_cache_shape: list[int] | None
-    text: str | None
+    text: Text | None  # null without a tokenizer
     token_ids: list[int]
     prefill_runs_ms: list[float]  # every warm prefill
     decode_step_ms: list[float]  # every decode step of the reported run
 
 
 class TopCandidate(_Model):
-    token_id: int
-    token: str | None
+    """One of the likeliest next tokens, with its natural-log probability. `token` is null without a tokenizer."""
+
+    token_id: NonNegativeInt
+    token: Text | None
     logprob: float
 
 
 class InspectStep(_Model):
-    step: int
-    ms: float
-    kv_len: int
-    token_id: int
-    token: str | None
+    """One decode step: one token in, one out. `kv_len` counts the tokens in the KV cache after the step."""
+
+    step: NonNegativeInt
+    ms: NonNegativeFloat
+    kv_len: NonNegativeInt
+    token_id: NonNegativeInt
+    token: Text | None
     top: list[TopCandidate]
 
 
 class InspectPrefill(_Model):
-    ms: float
+    """The step over the whole prompt. `kv_shape` is one layer's: batch, KV heads, tokens, head dimension."""
+
+    ms: NonNegativeFloat
     logits_shape: list[int]
-    kv_layers: int
+    kv_layers: NonNegativeInt
     kv_shape: list[int] | None
 
 
 class InspectKvOff(_Model):
+    """The same steps with the whole prefix recomputed each time."""
+
     prefill: InspectPrefill
     steps: list[InspectStep]
     same_tokens: bool
 
 
 class InspectMetrics(_Model):
+    """Prefill and decode taken apart. `matches_generate` says whether the usual way gave the same tokens."""
+
     kind: Literal["inspect"] = "inspect"
     prefill: InspectPrefill
     steps: list[InspectStep]
     matches_generate: bool
-    text: str | None
+    text: Text | None
     kv_cache_off: InspectKvOff
 
 
 class KvCacheCell(_Model):
-    prompt_length: int
+    """One prompt length with the KV cache on or off. `token_ms` has one value an output token, the prefill's first."""
+
+    prompt_length: PositiveInt
     kv_cache: OnOff
-    prefill_ms: float
+    prefill_ms: NonNegativeFloat
     token_ms: list[float]
-    decode_ms_per_step: float | None
-    total_ms: float
-    kv_bytes: int
+    decode_ms_per_step: NonNegativeFloat | None
+    total_ms: NonNegativeFloat
+    kv_bytes: NonNegativeInt  # that the finished request's keys and values take
     token_ids_sha256: str
 
 
 class KvCacheMetrics(_Model):
+    """When the KV cache pays. `pays_from_tokens` is the shortest prompt where it does, null where it never does."""
+
     kind: Literal["kvcache"] = "kvcache"
     cells: list[KvCacheCell]
-    pays_from_tokens: int | None
-    kv_bytes_per_token: int
+    pays_from_tokens: NonNegativeInt | None
+    kv_bytes_per_token: NonNegativeInt
     same_tokens: bool
 
 
@@ -176,39 +264,48 @@ class Summary(_Model):
 
 
 class RepeatTotals(_Model):
-    repeat: int
-    duration_s: float
-    output_tokens: int
+    """One trial of a cell: its wall time and the tokens that were given to requests in it."""
+
+    repeat: NonNegativeInt
+    duration_s: NonNegativeFloat
+    output_tokens: NonNegativeInt
 
 
 class SweepCell(_Model):
-    policy: str
-    max_batch_size: int
-    max_wait_ms: float | None
+    """One batch policy on the workload. Latencies count from the scheduled arrival, except `service_ms`.
+
+    `output_throughput` is tokens given to requests a second, `request_throughput` requests a second.
+    `slot_utilization` is the share of the batch's slots that did work, averaged over steps. `failed` counts requests
+    that ended in an error; they are in `requests.jsonl` as well.
+    """
+
+    policy: Text
+    max_batch_size: PositiveInt
+    max_wait_ms: NonNegativeFloat | None
     repeats: list[RepeatTotals]
-    duration_s: float  # median over the repeats
-    output_tokens: int
-    output_throughput: float
-    request_throughput: float
+    duration_s: NonNegativeFloat  # median over the repeats
+    output_tokens: NonNegativeInt
+    output_throughput: NonNegativeFloat
+    request_throughput: NonNegativeFloat
     queue_ms: Summary
     service_ms: Summary
     ttft_ms: Summary
     tpot_ms: Summary
     itl_ms: Summary
     e2el_ms: Summary
-    slot_utilization: float
-    mean_batch_size: float
+    slot_utilization: NonNegativeFloat
+    mean_batch_size: NonNegativeFloat
     tokens_sha256: str
-    failed: int = 0
+    failed: NonNegativeInt = 0
 
 
 class Tradeoff(_Model):
-    """A cell against the first one: +1.03 is 103 % more."""
+    """A cell against the first one: +1.03 is 103 % more. `efficiency` is throughput gained per latency paid."""
 
-    cell: int
-    policy: str
-    max_batch_size: int
-    max_wait_ms: float | None
+    cell: NonNegativeInt
+    policy: Text
+    max_batch_size: PositiveInt
+    max_wait_ms: NonNegativeFloat | None
     throughput_change: float
     service_change: float
     e2el_change: float
@@ -216,18 +313,18 @@ class Tradeoff(_Model):
 
 
 class SweepMetrics(_Model):
+    """Batch policies compared. `same_tokens` says whether every cell gave the very same tokens, as it must."""
+
     kind: Literal["sweep"] = "sweep"
     cells: list[SweepCell]
     tradeoff: list[Tradeoff]
     same_tokens: bool
-    findings: list[str]  # what follows from the numbers, in words
-    knee: Any = None
-    recommendations: Any = None
+    findings: list[Text]  # what follows from the numbers, in words
+    knee: Json = None
+    recommendations: Json = None
 
 
-Metrics = Annotated[
-    BaselineMetrics | InspectMetrics | KvCacheMetrics | SweepMetrics, Field(discriminator="kind")
-]
+Metrics = Annotated[BaselineMetrics | InspectMetrics | KvCacheMetrics | SweepMetrics, Field(discriminator="kind")]
 
 
 class Record(_Model):
@@ -235,54 +332,69 @@ class Record(_Model):
 
     schema_version: int = SCHEMA_VERSION
     kind: Kind
-    name: str
-    created_at: str
+    name: Text
+    created_at: UtcTime = Field(default_factory=utc_now)
     status: Status
-    command: list[str]
+    command: list[Text]
     hardware: Hardware
     software: Software
     model: ModelInfo
     workload: Workload
     batch_policy: BatchPolicy
     kv_cache: OnOff
-    metrics: Metrics | None  # null while the run is going on
+    metrics: Metrics | None  # null while the run is going on, and where it ended before there were any
     warnings: list[Warning_] = []
-    notes: list[str] = []
-    options: dict[str, Any] = {}  # every option of the command, by its name
+    notes: list[Text] = []
+    options: dict[str, Json] = {}  # every option of the command, by its name
+
+    @model_validator(mode="after")
+    def _metrics_fit(self) -> Record:
+        if self.metrics is None and self.status == "done":
+            raise ValueError("a run that is done has metrics")
+        if self.metrics is not None and self.metrics.kind != self.kind:
+            raise ValueError(f"a {self.kind} record holds metrics of a {self.metrics.kind}")
+        return self
 
 
 # --- the lines ---------------------------------------------------------------------------------------------------
 
 
 class RequestRow(_Model):
-    """One request of a sweep: `cell` counts from 0 in the order of `metrics.cells`."""
+    """One request of a sweep: `cell` counts from 0 in the order of `metrics.cells`.
 
-    cell: int
-    repeat: int
-    request: int
+    `scheduled_at` is when it was due, `sent_at` when the engine got it; the rest is null for what never happened.
+    `token_times` has the moment of each output token.
+    """
+
+    cell: NonNegativeInt
+    repeat: NonNegativeInt
+    request: NonNegativeInt
     scheduled_at: float
     sent_at: float
     prefill_start: float | None
     first_token_at: float | None
     finished_at: float | None
-    prompt_tokens: int
-    output_tokens: int
+    prompt_tokens: NonNegativeInt
+    output_tokens: NonNegativeInt
     finish_reason: str
     token_ids_sha256: str
     token_times: list[float] = []
 
 
 class StepRow(_Model):
-    """One engine step of a sweep."""
+    """One engine step of a sweep. `ms` is the whole step, `host_ms` the part that was not the device's.
 
-    cell: int
-    repeat: int
-    step: int
+    `kv_tokens` are in the KV cache after the step, `waiting` requests in the queue, `batch_size` requests hold a slot.
+    """
+
+    cell: NonNegativeInt
+    repeat: NonNegativeInt
+    step: NonNegativeInt
     started_at: float
     ms: float
-    prefill_tokens: int
-    decode_rows: int
-    kv_tokens: int
-    waiting: int
+    prefill_tokens: NonNegativeInt
+    decode_rows: NonNegativeInt
+    kv_tokens: NonNegativeInt
+    waiting: NonNegativeInt
     host_ms: float
-    batch_size: int
+    batch_size: NonNegativeInt

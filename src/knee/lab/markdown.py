@@ -1,0 +1,396 @@
+"""A record as Markdown: the experiment log's template with every field filled, then the tables of its kind.
+
+Pure: a record in, text out, nothing computed that the record does not say. Names, prompts and tokens come from
+anywhere, so everything that is not ours is escaped, and control characters are shown instead of sent.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+from knee.lab.messages import Lang, text, translated
+from knee.lab.records import (
+    BaselineMetrics,
+    InspectMetrics,
+    InspectPrefill,
+    InspectStep,
+    KvCacheCell,
+    KvCacheMetrics,
+    Record,
+    SweepCell,
+    SweepMetrics,
+    Tradeoff,
+    Workload,
+)
+
+NOTHING = "—"
+_LONGEST_TEXT = 2000
+_LONGEST_LIST = 64
+
+Say = Callable[..., str]  # key, values -> words in the language of the page
+Rows = Iterable[Sequence[str]]
+
+
+def to_markdown(record: Record, lang: Lang = "en") -> str:
+    """The whole record as one Markdown page, ending in a newline."""
+    say = partial(text, lang)
+    blocks = [f"# {escaped(record.name) or record.kind}", _template(record, say, lang), *_sections(record, say, lang)]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+# --- the template ------------------------------------------------------------------------------------------------
+
+
+def _template(record: Record, say: Say, lang: Lang) -> str:
+    fields = [
+        ("log.name", escaped(record.name) or NOTHING),
+        ("log.date", record.created_at),
+        ("log.hardware", _hardware(record, say)),
+        ("log.model", f"{escaped(record.model.name)} @ {escaped(record.model.dtype)}"),
+        ("log.prompt", _prompt(record.workload, say)),
+        ("log.batch_policy", _policy(record)),
+        ("log.kv_cache", say(f"switch.{record.kv_cache}")),
+    ]
+    lines = [f"- **{say(key)}**: {value}" for key, value in fields]
+    lines.append(f"- **{say('log.metrics')}**:")
+    lines += [f"    - {say(key)}: {value}" for key, value in _log_metrics(record, say)]
+    lines += _sentences(say("log.notes"), [translated(lang, note) for note in record.notes])
+    if record.warnings:
+        warnings = [f"{warning.code}: {translated(lang, warning.message)}" for warning in record.warnings]
+        lines += _sentences(say("record.warnings"), warnings)
+    return "\n".join([*lines, *_circumstances(record, say)])
+
+
+def _sentences(title: str, sentences: Sequence[str]) -> list[str]:
+    if not sentences:
+        return [f"- **{title}**: {NOTHING}"]
+    return [f"- **{title}**:", *(f"    - {escaped(sentence)}" for sentence in sentences)]
+
+
+def _circumstances(record: Record, say: Say) -> list[str]:
+    software, workload = record.software, record.workload
+    commit = f" ({software.git_commit[:12]}{'+' if software.git_dirty else ''})" if software.git_commit else ""
+    line = say(
+        "record.workload_line",
+        requests=workload.requests,
+        prompt=_span(workload.prompt_tokens),
+        new=workload.max_new_tokens,
+        arrival=escaped(workload.arrival),
+        seed=workload.seed,
+    )
+    python = f"knee {escaped(software.knee)}{commit}, Python {escaped(software.python)}"
+    return [
+        f"- **{say('record.status')}**: {say(f'status.{record.status}')}",
+        f"- **{say('record.workload')}**: {line}",
+        f"- **{say('record.software')}**: {python}, {escaped(software.platform)}",
+        f"- **{say('record.command')}**: {escaped(' '.join(record.command)) or NOTHING}",
+    ]
+
+
+def _hardware(record: Record, say: Say) -> str:
+    hardware = record.hardware
+    gpus = [
+        say("record.gpu", name=escaped(gpu.name), memory=gpu.memory_gib, driver=escaped(gpu.driver))
+        for gpu in hardware.gpus
+    ]
+    cpu = say("record.hardware", cpu=escaped(hardware.cpu), cores=hardware.cores, memory=hardware.memory_gib)
+    isa = " ".join(hardware.isa)
+    return f"GPU: {'; '.join(gpus) or say('record.none')} · CPU: {cpu}{f' ({escaped(isa)})' if isa else ''}"
+
+
+def _prompt(workload: Workload, say: Say) -> str:
+    if not workload.prompts:
+        return NOTHING
+    first = workload.prompts[0]
+    shown = _shortened(first, say) if isinstance(first, str) else say("record.token_ids", ids=_ids(first))
+    more = len(workload.prompts) - 1
+    return shown + (say("record.more_prompts", count=more) if more else "")
+
+
+def _shortened(words: str, say: Say) -> str:
+    cut = say("record.cut", length=len(words)) if len(words) > _LONGEST_TEXT else ""
+    return f"“{escaped(words[:_LONGEST_TEXT])}”{cut}"
+
+
+def _policy(record: Record) -> str:
+    policy = record.batch_policy
+    wait = NOTHING if policy.max_wait_ms is None else f"{policy.max_wait_ms:g} ms"
+    return f"{escaped(policy.name)} ({policy.max_batch_size} / {wait})"
+
+
+def _log_metrics(record: Record, say: Say) -> list[tuple[str, str]]:
+    """The six metrics of the template, in its order; what an experiment does not measure is a dash."""
+    keys = ["load_model", "load_tokenizer", "prefill", "decode_loop", "tokens_per_s", "gpu_utilization"]
+    values: dict[str, str] = {}
+    match record.metrics:
+        case BaselineMetrics() as metrics:
+            values = _baseline_log(metrics, say)
+        case InspectMetrics() as metrics:
+            total = sum(step.ms for step in metrics.steps)
+            values = {
+                "prefill": _ms(metrics.prefill.ms),
+                "decode_loop": say("record.steps", total=total, steps=len(metrics.steps)),
+            }
+        case KvCacheMetrics():
+            values = dict.fromkeys(["prefill", "decode_loop"], say("record.see_table"))
+        case SweepMetrics():
+            values = {"tokens_per_s": say("record.see_table")}
+    return [(f"log.{key}", values.get(key, NOTHING)) for key in keys]
+
+
+def _baseline_log(metrics: BaselineMetrics, say: Say) -> dict[str, str]:
+    prefill = say(
+        "record.prefill_cold_warm",
+        cold=metrics.prefill_cold_ms,
+        warm=metrics.prefill_ms,
+        per_token=metrics.prefill_ms_per_token,
+    )
+    loop = {"total": metrics.decode_loop_ms, "steps": metrics.decode_steps, "each": metrics.decode_ms_per_step}
+    return {
+        "load_model": _ms(metrics.load_model_ms),
+        "load_tokenizer": _ms(metrics.load_tokenizer_ms),
+        "prefill": prefill,
+        "decode_loop": say("record.steps" if loop["each"] is None else "record.steps_each", **loop),
+        "tokens_per_s": _number(metrics.output_tokens_per_s),
+        "gpu_utilization": _percent(metrics.gpu_utilization),
+    }
+
+
+# --- a section for each kind -------------------------------------------------------------------------------------
+
+
+def _sections(record: Record, say: Say, lang: Lang) -> list[str]:
+    match record.metrics:
+        case BaselineMetrics() as metrics:
+            return _baseline(metrics, say)
+        case InspectMetrics() as metrics:
+            return _inspect(metrics, say)
+        case KvCacheMetrics() as metrics:
+            return _kvcache(metrics, say)
+        case SweepMetrics() as metrics:
+            return _sweep(metrics, say, lang)
+    return [say("record.no_metrics")]
+
+
+def _baseline(metrics: BaselineMetrics, say: Say) -> list[str]:
+    rows = [
+        (say("baseline.tokenize"), _ms(metrics.tokenize_ms)),
+        (say("baseline.cold"), _ms(metrics.prefill_cold_ms)),
+        (say("baseline.warm", runs=len(metrics.prefill_runs_ms)), _ms(metrics.prefill_ms)),
+        (say("baseline.per_token"), _ms(metrics.prefill_ms_per_token)),
+        (say("baseline.decode_loop", steps=metrics.decode_steps), _ms(metrics.decode_loop_ms)),
+        (say("baseline.decode_step"), _ms(metrics.decode_ms_per_step)),
+        (say("baseline.total"), _ms(metrics.total_generate_ms)),
+        (say("baseline.throughput"), f"{_number(metrics.output_tokens_per_s)} tokens/s"),
+        (say("baseline.kv_shape"), _shape(metrics.kv_cache_shape)),
+    ]
+    output = _shortened(metrics.text, say) if metrics.text is not None else _ids(metrics.token_ids)
+    header = [say("baseline.number"), say("baseline.value")]
+    return [f"## {say('baseline.title')}", _table(header, rows), f"**{say('record.output')}**: {output}"]
+
+
+def _inspect(metrics: InspectMetrics, say: Say) -> list[str]:
+    off = metrics.kv_cache_off
+    return [
+        f"## {say('inspect.title')}",
+        _prefill(metrics.prefill, say),
+        _steps(metrics.steps, say),
+        say("inspect.matches", answer=_yes(metrics.matches_generate, say)),
+        f"## {say('inspect.title_off')}",
+        _prefill(off.prefill, say),
+        _steps(off.steps, say),
+        say("inspect.same_tokens", answer=_yes(off.same_tokens, say)),
+    ]
+
+
+def _prefill(prefill: InspectPrefill, say: Say) -> str:
+    shapes = {"logits": _shape(prefill.logits_shape), "kv": _shape(prefill.kv_shape)}
+    return say("inspect.prefill", ms=prefill.ms, layers=prefill.kv_layers, **shapes)
+
+
+def _steps(steps: Sequence[InspectStep], say: Say) -> str:
+    header = [say(f"inspect.{name}") for name in ("step", "ms", "kv_len", "token_id", "token", "top")]
+    return _table(header, [_step(step) for step in steps])
+
+
+def _step(step: InspectStep) -> list[str]:
+    top = ", ".join(
+        f"{_token(candidate.token, candidate.token_id)} {math.exp(candidate.logprob):.1%}" for candidate in step.top
+    )
+    token = NOTHING if step.token is None else _token(step.token, step.token_id)
+    return [str(step.step), _number(step.ms), str(step.kv_len), str(step.token_id), token, top or NOTHING]
+
+
+def _kvcache(metrics: KvCacheMetrics, say: Say) -> list[str]:
+    columns = ("prompt_length", "kv_cache", "prefill", "second_token", "last_token", "decode_step", "total", "memory")
+    header = [say(f"kvcache.{name}") for name in columns]
+    pays = "kvcache.never_pays" if metrics.pays_from_tokens is None else "kvcache.pays_from"
+    return [
+        f"## {say('kvcache.title')}",
+        _table(header, [_kvcache_row(cell, say) for cell in metrics.cells]),
+        say(pays, tokens=metrics.pays_from_tokens, bytes=metrics.kv_bytes_per_token),
+        say("kvcache.same_tokens", answer=_yes(metrics.same_tokens, say)),
+    ]
+
+
+def _kvcache_row(cell: KvCacheCell, say: Say) -> list[str]:
+    decode = cell.token_ms[1:]  # the first token is the prefill's
+    return [
+        str(cell.prompt_length),
+        say(f"switch.{cell.kv_cache}"),
+        _number(cell.prefill_ms),
+        _number(decode[0] if decode else None),
+        _number(decode[-1] if decode else None),
+        _number(cell.decode_ms_per_step),
+        _number(cell.total_ms),
+        _number(cell.kv_bytes / 2**20),
+    ]
+
+
+def _sweep(metrics: SweepMetrics, say: Say, lang: Lang) -> list[str]:
+    cells = metrics.cells
+    blocks = [
+        f"## {say('sweep.title')}",
+        f"### {say('sweep.title_log')}",
+        _sweep_table(cells, say, _LOG_COLUMNS),
+        say("sweep.log_columns"),
+        f"### {say('sweep.title_knee')}",
+        _sweep_table(cells, say, _KNEE_COLUMNS),
+        say("sweep.definitions"),
+        say("sweep.same_tokens", answer=_yes(metrics.same_tokens, say)),
+    ]
+    if metrics.tradeoff:
+        blocks += [f"### {say('sweep.title_tradeoff')}", _tradeoff_table(metrics.tradeoff, say)]
+    if metrics.findings:
+        findings = [f"- {escaped(translated(lang, finding))}" for finding in metrics.findings]
+        blocks += [f"### {say('record.findings')}", "\n".join(findings)]
+    return blocks
+
+
+def _wait(of: SweepCell | Tradeoff) -> str:
+    return NOTHING if of.max_wait_ms is None else f"{of.max_wait_ms:g}"
+
+
+_Column = tuple[str, Callable[[SweepCell], str]]  # the header's message, and the cell's number
+
+_BATCH: tuple[_Column, ...] = (
+    ("sweep.policy", lambda cell: escaped(cell.policy)),
+    ("sweep.batch", lambda cell: str(cell.max_batch_size)),
+    ("sweep.wait", _wait),
+)
+_LOG_COLUMNS: tuple[_Column, ...] = (
+    *_BATCH,
+    ("sweep.total", lambda cell: f"{cell.duration_s:.3f}"),
+    ("sweep.tokens_per_s", lambda cell: _number(cell.output_throughput)),
+    ("sweep.mean_latency", lambda cell: _number(cell.service_ms.mean)),
+    ("sweep.p95", lambda cell: _number(cell.service_ms.p95)),
+)
+_KNEE_COLUMNS: tuple[_Column, ...] = (
+    *_BATCH,
+    ("sweep.queue_mean", lambda cell: _number(cell.queue_ms.mean)),
+    ("sweep.queue_p95", lambda cell: _number(cell.queue_ms.p95)),
+    ("sweep.ttft_mean", lambda cell: _number(cell.ttft_ms.mean)),
+    ("sweep.ttft_p95", lambda cell: _number(cell.ttft_ms.p95)),
+    ("sweep.tpot_mean", lambda cell: _number(cell.tpot_ms.mean)),
+    ("sweep.itl_p95", lambda cell: _number(cell.itl_ms.p95)),
+    ("sweep.e2el_mean", lambda cell: _number(cell.e2el_ms.mean)),
+    ("sweep.e2el_p95", lambda cell: _number(cell.e2el_ms.p95)),
+    ("sweep.slots", lambda cell: _percent(cell.slot_utilization)),
+    ("sweep.mean_batch", lambda cell: _number(cell.mean_batch_size)),
+    ("sweep.failed", lambda cell: str(cell.failed)),
+)
+
+
+def _sweep_table(cells: Sequence[SweepCell], say: Say, columns: Sequence[_Column]) -> str:
+    rows = [[number(cell) for _, number in columns] for cell in cells]
+    return _table([say(key) for key, _ in columns], rows)
+
+
+def _tradeoff_table(rows: Sequence[Tradeoff], say: Say) -> str:
+    changes = ("throughput_change", "service_change", "e2el_change", "efficiency")
+    header = [say(f"sweep.{name}") for name in ("policy", "batch", "wait", *changes)]
+    return _table(header, [_tradeoff_row(row) for row in rows])
+
+
+def _tradeoff_row(row: Tradeoff) -> list[str]:
+    changes = (row.throughput_change, row.service_change, row.e2el_change)
+    efficiency = NOTHING if row.efficiency is None else f"{row.efficiency:.2f}x"
+    return [
+        escaped(row.policy),
+        str(row.max_batch_size),
+        _wait(row),
+        *(f"{change:+.0%}" for change in changes),
+        efficiency,
+    ]
+
+
+# --- numbers and shapes ------------------------------------------------------------------------------------------
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return NOTHING
+    return f"{value:.2f}" if value < 1000 else f"{value:.1f}"
+
+
+def _ms(value: float | None) -> str:
+    return NOTHING if value is None else f"{_number(value)} ms"
+
+
+def _percent(fraction: float | None) -> str:
+    return NOTHING if fraction is None else f"{fraction:.0%}"
+
+
+def _shape(shape: Sequence[int] | None) -> str:
+    return NOTHING if shape is None else f"({', '.join(map(str, shape))})"
+
+
+def _span(counts: Sequence[int]) -> str:
+    if not counts:
+        return NOTHING
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low}–{high}"
+
+
+def _ids(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids[:_LONGEST_LIST])) + (", …" if len(ids) > _LONGEST_LIST else "")
+
+
+def _token(token: str | None, token_id: int) -> str:
+    return str(token_id) if token is None else f"“{escaped(token)}”"
+
+
+def _yes(answer: bool, say: Say) -> str:
+    return say("answer.yes" if answer else "answer.no")
+
+
+# --- Markdown ----------------------------------------------------------------------------------------------------
+
+
+def _table(header: Sequence[str], rows: Rows) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+_SPECIAL = re.compile(r"[\\`*_\[\]<>|&~$#]")
+
+
+def escaped(words: str) -> str:
+    """Words that mean nothing to Markdown or HTML, on one line."""
+    return _SPECIAL.sub(r"\\\g<0>", visible(words))
+
+
+def visible(words: str) -> str:
+    """Control, format and right-to-left characters as escapes that can be read; everything else as it is."""
+    return "".join(_escape(char) if unicodedata.category(char) in _HIDDEN else char for char in words)
+
+
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode()
