@@ -139,7 +139,8 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "All in ms. Queue, TTFT and E2EL count from the scheduled arrival: queue ends with the start of the prefill, "
         "TTFT with the first token, E2EL with the last. TPOT = (E2EL − TTFT) / (tokens − 1); ITL: gaps between tokens.",
         "单位均为 ms。排队时间、首 token 延迟（TTFT）和端到端延迟（E2EL）都从计划到达时刻算起，"
-        "分别到预填充开始、首个 token、最后一个 token 为止。TPOT =（E2EL − TTFT）/（token 数 − 1）；ITL 为相邻 token 的间隔。",
+        "分别到预填充开始、首个 token、最后一个 token 为止。"
+        "TPOT =（E2EL − TTFT）/（token 数 − 1）；ITL 为相邻 token 的间隔。",
     ),
     "sweep.policy": ("policy", "策略"),
     "sweep.batch": ("batch", "批大小"),
@@ -165,6 +166,107 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
     "sweep.e2el_change": ("E2EL", "端到端延迟"),
     "sweep.efficiency": ("throughput / latency", "吞吐/延迟 比"),
     "sweep.same_tokens": ("Same tokens in every cell: {answer}", "各组生成的 token 完全一致：{answer}"),
+    # knee doctor: what spoils measurements here, and what to do about it.
+    "doctor.other_load": (
+        "Something else keeps {cores:.2f} cores busy",
+        "有其他负载占用了 {cores:.2f} 个核",
+    ),
+    "doctor.other_load.advice": (
+        "Stop other programs, or measure when the machine is idle; do not compare with numbers from a quiet machine.",
+        "请关闭其他程序，或等机器空闲再测；不要与空闲机器上测得的数据比较。",
+    ),
+    "doctor.one_core": ("There is only one core", "只有一个核可用"),
+    "doctor.one_core.advice": (
+        "Whatever else runs takes time from the measurement: repeat more often, trust intervals and not single runs.",
+        "任何其他进程都会抢占测量的时间：请增加重复次数，看置信区间而不是单次结果。",
+    ),
+    "doctor.cpu_quota": (
+        "A CPU quota allows {quota:.2f} cores and pauses the process when it is used up",
+        "CPU 配额限制为 {quota:.2f} 个核，用尽后进程会被暂停",
+    ),
+    "doctor.cpu_quota.advice": (
+        "Give the container whole cores (--cpuset-cpus instead of --cpus), and no more threads than the quota.",
+        "请为容器绑定整核（用 --cpuset-cpus 代替 --cpus），线程数不要超过配额。",
+    ),
+    "doctor.swap": ("{gib:.2f} GiB of swap are in use", "已使用 {gib:.2f} GiB 交换空间"),
+    "doctor.swap.advice": (
+        "Free memory before measuring: weights that were swapped out come back at the speed of the disk.",
+        "测量前请先释放内存：被换出的权重只能以磁盘速度读回。",
+    ),
+    "doctor.governor": (
+        "The CPU frequency governor is {governor}: the clock changes during a run",
+        "CPU 调频策略为 {governor}：运行过程中频率会变化",
+    ),
+    "doctor.governor.advice": (
+        "Set it to performance: sudo cpupower frequency-set -g performance",
+        "请改为 performance：sudo cpupower frequency-set -g performance",
+    ),
+    "doctor.battery": ("The machine runs on battery", "机器正在使用电池供电"),
+    "doctor.battery.advice": (
+        "Plug it in: on battery the processor saves power.",
+        "请接通电源：使用电池时处理器会降频省电。",
+    ),
+    "doctor.hot": ("The processor is at {celsius:.0f} °C", "处理器温度为 {celsius:.0f} °C"),
+    "doctor.hot.advice": (
+        "Let it cool down: near its limit it lowers its clock.",
+        "请先让它降温：接近温度上限时处理器会降频。",
+    ),
+    "doctor.coarse_timer": ("The clock moves in steps of {ns} ns", "计时器的最小步长为 {ns} ns"),
+    "doctor.coarse_timer.advice": (
+        "Single steps cannot be timed here: compare totals of long runs only.",
+        "无法对单步计时：只应比较长时间运行的总时间。",
+    ),
+    "doctor.unsteady": (
+        "The same work was {spread:.0%} slower in the median run than in the best one",
+        "同样的计算，中位数比最快一次慢 {spread:.0%}",
+    ),
+    "doctor.unsteady.advice": (
+        "The machine is not steady: repeat more often and leave small differences undecided.",
+        "机器状态不稳定：请增加重复次数，小的差异不下结论。",
+    ),
+    "doctor.bfloat16_with": (
+        "not measured: NumPy has no bfloat16; the processor has instructions for it ({isa})",
+        "未测量：NumPy 不支持 bfloat16；处理器有相应指令（{isa}）",
+    ),
+    "doctor.bfloat16_without": (
+        "not measured: NumPy has no bfloat16; nor has the processor instructions for it",
+        "未测量：NumPy 不支持 bfloat16；处理器也没有相应指令",
+    ),
+    "doctor.title": ("This machine", "本机"),
+    "doctor.cpu": ("CPU", "CPU"),
+    "doctor.cores": ("Usable cores", "可用核数"),
+    "doctor.isa": ("Vector extensions", "向量指令集"),
+    "doctor.memory": ("Memory", "内存"),
+    "doctor.gpus": ("GPUs", "GPU"),
+    "doctor.read": ("Read bandwidth", "读带宽"),
+    "doctor.copy": ("Copy bandwidth (read + write)", "拷贝带宽（读 + 写）"),
+    "doctor.float32": ("float32 arithmetic", "float32 算力"),
+    "doctor.bfloat16": ("bfloat16 arithmetic", "bfloat16 算力"),
+    "doctor.rate": (
+        "{best:.1f} {unit} best, {median:.1f} median of {runs} ({how})",
+        "最高 {best:.1f} {unit}，{runs} 次中位数 {median:.1f}（{how}）",
+    ),
+    "doctor.load": ("Other load", "其他负载"),
+    "doctor.load_cores": ("{cores:.2f} cores", "{cores:.2f} 个核"),
+    "doctor.swap_used": ("Swap in use", "已用交换空间"),
+    "doctor.quota": ("CPU quota", "CPU 配额"),
+    "doctor.scaling_governor": ("Frequency governor", "调频策略"),
+    "doctor.power": ("Power", "供电"),
+    "doctor.on_battery": ("battery", "电池"),
+    "doctor.on_mains": ("mains", "外接电源"),
+    "doctor.temperature": ("Hottest sensor", "最高传感器温度"),
+    "doctor.timer": ("Timer resolution", "计时器分辨率"),
+    "doctor.unknown": ("this system does not say", "系统未提供"),
+    "doctor.no_findings": ("Nothing here would spoil a measurement.", "没有发现会影响测量的问题。"),
+    "doctor.measuring": ("measuring, a few seconds …", "正在测量，需要几秒……"),
+    # knee show and knee list.
+    "list.run": ("run", "实验"),
+    "list.kind": ("kind", "类型"),
+    "list.name": ("name", "名称"),
+    "list.model": ("model", "模型"),
+    "list.status": ("status", "状态"),
+    "list.unreadable": ("unreadable: {reason}", "无法读取：{reason}"),
+    "list.empty": ("No runs in {out}.", "{out} 中没有实验记录。"),
     # Why something is null.
     "note.no_gpu": (
         "GPU utilization: there is no NVIDIA GPU here (no nvidia-smi)",
