@@ -1,0 +1,224 @@
+"""The engine with a fake device whose tokens depend on every cached token: what goes wrong shows in the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from knee.engine.engine import Engine
+from knee.engine.kv import KVManager
+from knee.engine.policies import make_policy
+from knee.engine.types import FinishReason, Request, SamplingParams
+from knee.errors import NumericsError, RequestError
+from tests.fake_device import FakeDevice, next_token, tiny_program
+
+
+def expected(prompt: Sequence[int], new_tokens: int) -> list[int]:
+    """The tokens that the fake model makes of a prompt when it is alone."""
+    context = list(prompt)
+    for _ in range(new_tokens):
+        context.append(next_token(context))
+    return context[len(prompt) :]
+
+
+def make_engine(
+    policy: str = "continuous",
+    batch: int = 4,
+    blocks: int = 64,
+    block_size: int = 4,
+    kv: bool = True,
+    budget: int = 512,
+) -> Engine:
+    device = FakeDevice()
+    manager = KVManager(blocks, block_size) if kv else KVManager.off()
+    device.allocate_kv(blocks, block_size)
+    size = 1 if policy == "single" else batch
+    return Engine(device, make_policy(policy, max_batch_size=size, max_batched_tokens=max(budget, size)), manager)
+
+
+def finish(engine: Engine) -> None:
+    for _ in engine.run():
+        engine.kv.check_integrity(engine.running)
+
+
+PROMPTS = st.lists(st.lists(st.integers(0, 49), min_size=1, max_size=30), min_size=1, max_size=8)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    prompts=PROMPTS,
+    lengths=st.lists(st.integers(1, 20), min_size=8, max_size=8),
+    policy=st.sampled_from(["single", "static", "dynamic", "continuous"]),
+    batch=st.integers(1, 9),
+    block_size=st.integers(1, 9),
+    spare=st.integers(0, 12),
+    budget=st.integers(1, 40),
+    kv=st.booleans(),
+)
+def test_tokens_do_not_depend_on_how_the_work_is_cut_up(
+    prompts: list[list[int]],
+    lengths: list[int],
+    policy: str,
+    batch: int,
+    block_size: int,
+    spare: int,
+    budget: int,
+    kv: bool,
+) -> None:
+    just_enough = -(-max(len(p) + n for p, n in zip(prompts, lengths, strict=False)) // block_size)
+    engine = make_engine(policy, batch, just_enough + spare, block_size, kv, budget)
+    requests = [
+        engine.submit(prompt, SamplingParams(max_new_tokens=length))
+        for prompt, length in zip(prompts, lengths, strict=False)
+    ]
+    finish(engine)
+    assert [request.output for request in requests] == [
+        expected(prompt, length) for prompt, length in zip(prompts, lengths, strict=False)
+    ]
+    assert engine.kv.used_blocks == 0
+    assert not engine.has_work
+
+
+def test_preemption_happens_and_changes_nothing() -> None:
+    engine = make_engine(batch=4, blocks=12, block_size=2)
+    requests = [engine.submit([i, i + 1, i + 2], SamplingParams(max_new_tokens=15)) for i in range(4)]
+    finish(engine)
+    assert sum(request.num_preemptions for request in requests) > 0
+    assert [request.output for request in requests] == [expected([i, i + 1, i + 2], 15) for i in range(4)]
+
+
+def test_a_decode_step_runs_one_row_a_request() -> None:
+    engine = make_engine("static", batch=3)
+    for i in range(3):
+        engine.submit([1, 2, 3 + i], SamplingParams(max_new_tokens=4))
+    stats = [result.stats for result in engine.run() if result.stats]
+    assert [(s.prefill_tokens, s.decode_rows, s.batch_size) for s in stats] == [
+        (9, 0, 3),
+        (0, 3, 3),
+        (0, 3, 3),
+        (0, 3, 3),
+    ]
+    assert [s.kv_tokens for s in stats] == [9, 12, 15, 0]
+
+
+def test_with_the_cache_off_decode_rows_are_still_counted_as_decode() -> None:
+    engine = make_engine("static", batch=2, kv=False)
+    for _ in range(2):
+        engine.submit([1, 2, 3], SamplingParams(max_new_tokens=3))
+    stats = [result.stats for result in engine.run() if result.stats]
+    assert [(s.prefill_tokens, s.decode_rows, s.kv_tokens) for s in stats] == [(6, 0, 0), (0, 2, 0), (0, 2, 0)]
+
+
+def test_step_times_fit_the_clock() -> None:
+    engine = make_engine("single")
+    engine.submit([1, 2], SamplingParams(max_new_tokens=3))
+    stats = [result.stats for result in engine.run() if result.stats]
+    assert all(0 <= s.device_time <= s.duration for s in stats)
+    assert all(a.started_at + a.duration <= b.started_at for a, b in pairwise(stats))
+
+
+def test_eos_ends_a_request_unless_it_is_ignored() -> None:
+    tokens = expected([7, 8], 10)
+    engine = make_engine()
+    engine.eos_token_ids = frozenset({tokens[2]})
+    stops = engine.submit([7, 8], SamplingParams(max_new_tokens=10))
+    goes_on = engine.submit([7, 8], SamplingParams(max_new_tokens=10, ignore_eos=True))
+    finish(engine)
+    end = tokens.index(tokens[2]) + 1
+    assert (stops.output, stops.finish_reason) == (tokens[:end], FinishReason.EOS)
+    assert (goes_on.output, goes_on.finish_reason) == (tokens, FinishReason.LENGTH)
+
+
+def test_an_aborted_request_keeps_what_it_has_and_gives_its_blocks_back() -> None:
+    engine = make_engine()
+    aborted = engine.submit([1, 2, 3], SamplingParams(max_new_tokens=10))
+    other = engine.submit([4, 5], SamplingParams(max_new_tokens=10))
+    waiting = engine.submit([6], SamplingParams(max_new_tokens=10))
+    engine.abort(waiting)
+    for _ in range(3):
+        engine.step()
+    engine.abort(aborted)
+    engine.abort(aborted)
+    finish(engine)
+    assert (aborted.output, aborted.finish_reason) == (expected([1, 2, 3], 3), FinishReason.ABORTED)
+    assert (waiting.output, waiting.finish_reason) == ([], FinishReason.ABORTED)
+    assert other.output == expected([4, 5], 10)
+    assert engine.kv.used_blocks == 0
+
+
+def test_when_the_device_fails_the_requests_of_the_step_end_as_errors() -> None:
+    engine = make_engine(batch=1)
+    assert isinstance(engine.device, FakeDevice)
+    engine.device.fail_at = 2
+    failed = engine.submit([1, 2, 3], SamplingParams(max_new_tokens=10))
+    next_in_line = engine.submit([4, 5], SamplingParams(max_new_tokens=4))
+    with pytest.raises(NumericsError):
+        finish(engine)
+    assert (failed.output, failed.finish_reason) == (expected([1, 2, 3], 2), FinishReason.ERROR)
+    finish(engine)
+    assert next_in_line.output == expected([4, 5], 4)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "says"),
+    [
+        ([], {}, "empty"),
+        ([50], {}, "0 to 49"),
+        ([-1], {}, "-1"),
+        ([1] * 100, {}, "context"),
+        ([1] * 30, {"max_new_tokens": 20}, "KV cache"),
+        ([1], {"stop": ("x",)}, "tokenizer"),
+    ],
+)
+def test_a_request_that_can_never_be_served_is_refused_at_submit(
+    prompt: list[int], params: dict[str, int], says: str
+) -> None:
+    device = FakeDevice(tiny_program(positions=100))
+    engine = Engine(device, make_policy("continuous", max_batch_size=2), KVManager(10, 4))
+    with pytest.raises(RequestError, match=says):
+        engine.submit(prompt, SamplingParams(**({"max_new_tokens": 5} | params)))  # type: ignore[arg-type]
+    assert not engine.has_work
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"max_new_tokens": 0},
+        {"max_new_tokens": -3},
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"top_k": -1},
+        {"min_p": 2.0},
+        {"repetition_penalty": 0.0},
+        {"seed": -1},
+        {"logprobs": -1},
+        {"stop": ("",)},
+    ],
+)
+def test_sampling_parameters_out_of_range_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(RequestError):
+        SamplingParams(**bad)  # type: ignore[arg-type]
+
+
+def test_a_tiny_temperature_gives_the_greedy_tokens() -> None:
+    engine = make_engine()
+    request = engine.submit([3, 1, 4], SamplingParams(max_new_tokens=8, temperature=1e-9))
+    finish(engine)
+    assert request.output == expected([3, 1, 4], 8)
+
+
+def test_latency_counts_from_the_scheduled_arrival() -> None:
+    engine = make_engine()
+    due = engine.clock() - 5.0
+    request: Request = engine.submit([1], SamplingParams(max_new_tokens=2), scheduled_at=due)
+    finish(engine)
+    assert request.scheduled_at == due
+    assert request.first_token_at is not None
+    assert request.first_token_at - request.scheduled_at > 5.0
