@@ -33,9 +33,7 @@ def open_checkpoint(spec: str) -> Checkpoint:
     from knee.weights import catalog
 
     path = catalog.resolve(spec)
-    name = path.stem if path.suffix == ".gguf" else path.name
-    if catalog.is_catalogued(spec):
-        name = spec
+    name = catalog.model_name(spec, path)
     if path.is_dir():
         from knee.weights.folder import open_folder
 
