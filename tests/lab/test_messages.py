@@ -1,0 +1,68 @@
+"""Every sentence is there in both languages, and a stored English one is found again in Chinese."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from string import Formatter
+
+import pytest
+
+from knee.lab import messages
+from knee.lab.messages import LANGUAGES, MESSAGES, text, translated
+
+SOURCE = Path(messages.__file__).parents[1]
+
+
+def fields(template: str) -> set[str]:
+    return {name for _, name, _, _ in Formatter().parse(template) if name}
+
+
+@pytest.mark.parametrize("key", MESSAGES)
+def test_both_languages_have_the_same_places_for_values(key: str) -> None:
+    english, chinese = MESSAGES[key]
+    assert english.strip()
+    assert chinese.strip()
+    assert fields(english) == fields(chinese)
+
+
+def asked_keys() -> Iterator[tuple[str, bool]]:
+    """Keys in `text(lang, "key")`, `say("key")` and `warning("code")`; of an f-string its constant beginning."""
+    for file in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+                continue
+            place = {"text": 1, "say": 0}.get(node.func.id)
+            if place is None or len(node.args) <= place:
+                continue
+            key = node.args[place]
+            if isinstance(key, ast.Constant) and isinstance(key.value, str):
+                yield key.value, True
+            if isinstance(key, ast.JoinedStr) and isinstance(key.values[0], ast.Constant):
+                yield str(key.values[0].value), False
+
+
+def test_every_key_that_the_source_asks_for_exists() -> None:
+    asked = set(asked_keys())
+    assert len(asked) > 50  # the search finds something
+    missing = [
+        key for key, whole in asked if not (key in MESSAGES if whole else any(one.startswith(key) for one in MESSAGES))
+    ]
+    assert missing == []
+
+
+def test_a_stored_sentence_is_given_in_chinese_with_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = ("Batch {size} is {change:+.0%} {{faster}} (a.b)", "批大小 {size} 快 {change:+.0%}")
+    monkeypatch.setattr(messages, "MESSAGES", {**MESSAGES, "finding.faster": entry})
+    messages._stored.cache_clear()
+    stored = text("en", "finding.faster", size=8, change=3.2)
+    assert stored == "Batch 8 is +320% {faster} (a.b)"
+    assert translated("en", stored) == stored
+    assert translated("zh", stored) == "批大小 8 快 +320%"
+    messages._stored.cache_clear()
+
+
+def test_a_sentence_of_nobody_stays_as_it_is() -> None:
+    for lang in LANGUAGES:
+        assert translated(lang, "Written by hand {}.") == "Written by hand {}."
