@@ -129,6 +129,8 @@ def check(plan: StepPlan, view: View, policy: Policy) -> None:
     assert not batch or batch[0] in chunks, "the oldest stands still"
     assert all(1 <= num_tokens <= request.num_pending for request, num_tokens in chunks.items())
     assert plan.wake_at is None or not plan.chunks
+    decoding = {request for request in view.running if request.is_decoding} - set(plan.preempt)
+    assert decoding <= chunks.keys(), "a decode waits for somebody's prefill"
     check_room(plan, view, policy)
 
 

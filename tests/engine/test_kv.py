@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from fake_engine import make_request
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -11,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from knee.engine.kv import KVManager
 from knee.engine.types import Request
 from knee.errors import KneeError, UserError
+from tests.engine.fake_engine import make_request
 
 
 class KVMachine(RuleBasedStateMachine):

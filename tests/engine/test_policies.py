@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterator
 
 import pytest
-from fake_engine import FakeEngine, make_request
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -16,9 +15,10 @@ from knee.engine.policies import POLICIES, Continuous, Dynamic, Single, Static, 
 from knee.engine.policies.base import View
 from knee.engine.types import Request
 from knee.errors import UserError
+from tests.engine.fake_engine import FakeEngine, make_request
 
 LAW = settings(deadline=None, max_examples=60)
-ROOMY = 10_000
+ROOMY = 500
 WAIT_MS = st.sampled_from([0.0, 0.1, 3.0, 10.0, 1000.0])
 
 
@@ -264,6 +264,13 @@ def test_when_the_pool_runs_dry_the_youngest_starts_again_later(policy: str) -> 
     requests = [make_request(0, prompt=4, new=4), make_request(1, prompt=4, new=2)]
     steps = story(policy, *requests, kv=KVManager(num_blocks=4, block_size=2))
     assert steps == [{0: 4, 1: 4}, {0: 1}, {0: 1}, {0: 1}, {1: 5}]
+
+
+@pytest.mark.parametrize("policy", ["static", "dynamic"])
+def test_a_preempted_member_comes_back_before_the_next_batch_starts(policy: str) -> None:
+    requests = [make_request(0, prompt=4, new=2), make_request(1, prompt=4, new=3), make_request(2, 1, 1)]
+    steps = story(policy, *requests, kv=KVManager(num_blocks=4, block_size=2))
+    assert steps == [{0: 4, 1: 4}, {0: 1}, {1: 5}, {1: 1}, {2: 1}]
 
 
 def test_a_small_request_does_not_overtake_one_that_does_not_fit() -> None:

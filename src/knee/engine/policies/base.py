@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from typing import ClassVar, Protocol
@@ -55,7 +56,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Let the first `count` waiting requests in; ask again at `wake_at` at the latest, if given."""
+    """Let the first `count` waiting requests in; or, with nobody running, ask again at `wake_at`."""
 
     count: int
     wake_at: float | None = None
@@ -88,19 +89,15 @@ class Policy(ABC):
 
     def plan(self, view: View) -> StepPlan:
         """The next step: who gives way (youngest first), who joins, who runs how many tokens."""
-        step = _Step(view, self.max_batched_tokens)
-        order = sorted(view.running, key=lambda request: not request.is_decoding)
-        for request in order:
-            step.grant(request)
+        step = _Step(view.pool, self.max_batched_tokens)
+        step.serve(view.running)
         if step.preempted:
-            return StepPlan(preempt=tuple(step.preempted), chunks=step.chunks(order))
+            return StepPlan(preempt=tuple(step.preempted), chunks=tuple(step.chunks))
 
         admission = self.admit(view)
         joining = self._joining(view, admission.count)
-        for request in joining:
-            step.join(request)
-        chunks = step.chunks([*order, *joining])
-        return StepPlan(admit=tuple(joining), chunks=chunks, wake_at=None if chunks else admission.wake_at)
+        step.serve(joining)
+        return StepPlan(admit=tuple(joining), chunks=tuple(step.chunks), wake_at=admission.wake_at)
 
     def _joining(self, view: View, count: int) -> list[Request]:
         """The first waiting requests, at most `count`, that find a free slot and room for their whole prefix.
@@ -129,43 +126,34 @@ def require_whole(what: str, value: int) -> None:
 
 
 class _Step:
-    """A step in the making: how many tokens each member of the batch runs, and what is left to give away."""
+    """A step in the making: its chunks, who gives way, and what is left of the token budget and the pool."""
 
-    def __init__(self, view: View, budget: int) -> None:
-        self._pool = view.pool
-        self._tokens = dict.fromkeys(view.running, 0)  # oldest first; who is preempted is no longer in it
-        self._budget = budget if view.pool.enabled else sys.maxsize  # an uncached prefix cannot be split
-        self._blocks = view.pool.free_blocks
+    def __init__(self, pool: Pool, budget: int) -> None:
+        self.chunks: list[Chunk] = []
         self.preempted: list[Request] = []
+        self._pool = pool
+        self._blocks = pool.free_blocks
+        self._budget = budget if pool.enabled else sys.maxsize  # an uncached prefix cannot be split
 
-    def grant(self, request: Request) -> None:
-        """Let the request run what the budget allows; the youngest give way while its blocks do not fit.
+    def serve(self, requests: Iterable[Request]) -> None:
+        """Give each request the tokens that the budget allows; where blocks run out, the youngest give way.
 
-        Nothing happens for a request that gave way itself, now or before.
+        Oldest first is decode first: nobody gets a token before the prefill of all its elders is done.
         """
-        if request not in self._tokens:
-            return
-        num_tokens = min(request.num_pending, self._budget)
-        blocks = self._pool.blocks_needed(request, num_tokens)
-        while blocks > self._blocks:
-            if self._preempt_youngest() is request:
-                return
-        self._tokens[request] = num_tokens
-        self._budget -= num_tokens
-        self._blocks -= blocks
+        line = deque(requests)
+        while line:
+            request = line.popleft()
+            num_tokens = min(request.num_pending, self._budget)
+            blocks = self._pool.blocks_needed(request, num_tokens)
+            while blocks > self._blocks and line:
+                self._preempt(line.pop())
+            if blocks > self._blocks:
+                self._preempt(request)
+            elif num_tokens:
+                self.chunks.append(Chunk(request, num_tokens))
+                self._blocks -= blocks
+                self._budget -= num_tokens
 
-    def join(self, request: Request) -> None:
-        """Add a newcomer to the batch, for whose whole prefix there is room."""
-        self._tokens[request] = 0
-        self.grant(request)
-
-    def chunks(self, order: Sequence[Request]) -> tuple[Chunk, ...]:
-        """What was granted, in this order; who got nothing only holds a slot."""
-        return tuple([Chunk(request, n) for request in order if (n := self._tokens.get(request))])
-
-    def _preempt_youngest(self) -> Request:
-        victim, num_tokens = self._tokens.popitem()
-        self._budget += num_tokens
-        self._blocks += len(victim.block_table) + self._pool.blocks_needed(victim, num_tokens)
-        self.preempted.append(victim)
-        return victim
+    def _preempt(self, request: Request) -> None:
+        self.preempted.append(request)
+        self._blocks += len(request.block_table)
