@@ -73,10 +73,11 @@ def test_cold_and_warm_prefill_are_two_numbers() -> None:
 
 def test_the_log_s_latency_columns_hold_service_times_and_knee_s_hold_the_queue() -> None:
     page = to_markdown(record("sweep"))
-    log, knee = re.findall(r"(?m)^\| dynamic \| 1 \| 10 \|.*$", page)
+    log, knee, batch = re.findall(r"(?m)^\| dynamic \| 1 \| 10 \|.*$", page)
     assert [cell.strip() for cell in log.strip("|").split("|")][3:] == ["2.509", "204.00", "156.75", "156.75"]
     assert "1176.2" in knee
     assert "1333.0" in knee
+    assert "50%" in batch
     assert "service times" in page
     assert row(page, "| dynamic | 4 | 10 | +103%")[3:] == ["+103%", "+102%", "-40%", "1.01x"]
     assert "- Batch 4 beats \\<batch 1\\>." in page

@@ -261,6 +261,8 @@ def _sweep(metrics: SweepMetrics, say: Say, lang: Lang) -> list[str]:
         f"### {say('sweep.title_knee')}",
         _sweep_table(cells, say, _KNEE_COLUMNS),
         say("sweep.definitions"),
+        f"### {say('sweep.title_batch')}",
+        _sweep_table(cells, say, _BATCH_COLUMNS),
         say("sweep.same_tokens", answer=_yes(metrics.same_tokens, say)),
     ]
     if metrics.tradeoff:
@@ -299,6 +301,9 @@ _KNEE_COLUMNS: tuple[_Column, ...] = (
     ("sweep.itl_p95", lambda cell: _number(cell.itl_ms.p95)),
     ("sweep.e2el_mean", lambda cell: _number(cell.e2el_ms.mean)),
     ("sweep.e2el_p95", lambda cell: _number(cell.e2el_ms.p95)),
+)
+_BATCH_COLUMNS: tuple[_Column, ...] = (
+    *_BATCH,
     ("sweep.slots", lambda cell: _percent(cell.slot_utilization)),
     ("sweep.mean_batch", lambda cell: _number(cell.mean_batch_size)),
     ("sweep.failed", lambda cell: str(cell.failed)),

@@ -142,6 +142,7 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "分别到预填充开始、首个 token、最后一个 token 为止。"
         "TPOT =（E2EL − TTFT）/（token 数 − 1）；ITL 为相邻 token 的间隔。",
     ),
+    "sweep.title_batch": ("How full the batches were", "批的填充情况"),
     "sweep.policy": ("policy", "策略"),
     "sweep.batch": ("batch", "批大小"),
     "sweep.wait": ("wait ms", "等待窗口 ms"),
@@ -267,6 +268,116 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
     "list.status": ("status", "状态"),
     "list.unreadable": ("unreadable: {reason}", "无法读取：{reason}"),
     "list.empty": ("No runs in {out}.", "{out} 中没有实验记录。"),
+    # What experiments have to say about themselves. Records keep these sentences.
+    "note.cold_prefill": (
+        "The first prefill after loading took {ratio} times as long as a warm one: a cold start, no steady cost.",
+        "加载后的首次预填充耗时是预热后的 {ratio} 倍：这是冷启动，不是稳态成本。",
+    ),
+    "note.first_token": (
+        "The prefill chose the first token, the argmax of the last position: {token}.",
+        "预填充给出第一个 token（最后位置的 argmax）：{token}。",
+    ),
+    "warning.other_load": (
+        "Other programs kept {share} % of this machine's processors busy when the measurement began.",
+        "测量开始时，其他程序占用了本机 {share} % 的处理器。",
+    ),
+    "warning.clock_gap": (
+        "{seconds} s are missing between the wall clock and the monotonic one: the machine slept, or was set.",
+        "墙上时钟与单调时钟相差 {seconds} 秒：测量期间机器休眠过，或时间被调整过。",
+    ),
+    "warning.generate_differs": (
+        "The hand-written loop and the engine gave different tokens: one of them is wrong.",
+        "手写循环与引擎生成的 token 不同：其中之一有误。",
+    ),
+    "warning.kv_cache_tokens_differ": (
+        "With the KV cache off other tokens came out than with it on: their times are not those of the same work.",
+        "开启与关闭 KV 缓存生成的 token 不同：两者的时间对应的不是同样的工作。",
+    ),
+    "warning.tokens_differ": (
+        "{count} of {of} requests got different tokens in different cells (the first is request {first}): the cells "
+        "did not do the same work, and their times cannot be compared.",
+        "{of} 个请求中有 {count} 个在不同组中得到了不同的 token（第一个是请求 {first}）：各组做的不是同样的工作，"
+        "时间不可比较。",
+    ),
+    "warning.requests_failed": (
+        "{count} requests failed; the first error: {error}",
+        "{count} 个请求失败；第一个错误：{error}",
+    ),
+    "finding.kv_pays_from": (
+        "A decode step is faster with the KV cache from a context of {tokens} tokens on.",
+        "上下文达到 {tokens} 个 token 起，开启 KV 缓存的解码步更快。",
+    ),
+    "finding.kv_pays_never": (
+        "At the longest measured context a decode step was still not faster with the KV cache.",
+        "在所测的最长上下文处，开启 KV 缓存的解码步仍不更快。",
+    ),
+    "finding.kv_total": (
+        "A prompt of {length} tokens takes {on} ms in all with the cache and {off} ms without: {ratio} times.",
+        "{length} 个 token 的提示词，开启缓存共需 {on} ms，关闭需 {off} ms：后者是前者的 {ratio} 倍。",
+    ),
+    "finding.kv_memory": (
+        "The price is memory: {each} KiB a token, {memory} MiB for the request with {length} prompt tokens.",
+        "代价是内存：每个 token {each} KiB；提示词为 {length} 个 token 的请求共占 {memory} MiB。",
+    ),
+    "finding.batching_wins_both": (
+        "Batching wins both: {best} against {base} has {throughput} throughput and {latency} latency from arrival; "
+        "the service time alone is {service}.",
+        "批处理两头都赢：{best} 相比 {base}，吞吐 {throughput}，从到达算起的延迟 {latency}；仅看服务时间为 {service}。",
+    ),
+    "finding.batching_trades": (
+        "Batching trades: {best} against {base} has {throughput} throughput, paid with {latency} latency from "
+        "arrival; the service time alone is {service}.",
+        "批处理是取舍：{best} 相比 {base}，吞吐 {throughput}，代价是从到达算起的延迟 {latency}；"
+        "仅看服务时间为 {service}。",
+    ),
+    "finding.batching_no_gain": (
+        "Batching gains nothing: {best} against {base} has {throughput} throughput and {latency} latency from arrival.",
+        "批处理没有收益：{best} 相比 {base}，吞吐 {throughput}，从到达算起的延迟 {latency}。",
+    ),
+    "finding.batching_cannot_tell": (
+        "Batching: cannot tell {best} from {base}, their repeats overlap.",
+        "批处理：{best} 与 {base} 的多次重复相互重叠，无法区分。",
+    ),
+    "finding.window_cannot_matter": (
+        "The wait window cannot matter at batch {size}: every batch was full or the last when it started, so what "
+        "differs between windows is noise.",
+        "批大小为 {size} 时等待窗口不可能有影响：每个批次开始时都已满或是最后一批，不同窗口之间的差异是噪声。",
+    ),
+    "finding.window_once": (
+        "The wait window: {other} against {base} has {latency} latency from arrival and {throughput} throughput, but "
+        "each ran once: cannot tell.",
+        "等待窗口：{other} 相比 {base}，从到达算起的延迟 {latency}，吞吐 {throughput}，但各只运行一次：无法判断。",
+    ),
+    "finding.window_cannot_tell": (
+        "The wait window: cannot tell {other} ({other_range}) from {base} ({base_range}), the latencies of their "
+        "repeats overlap.",
+        "等待窗口：{other}（{other_range}）与 {base}（{base_range}）多次重复的延迟相互重叠，无法区分。",
+    ),
+    "finding.window_matters": (
+        "The wait window matters: {other} against {base} has {latency} latency from arrival and {throughput} "
+        "throughput.",
+        "等待窗口有影响：{other} 相比 {base}，从到达算起的延迟 {latency}，吞吐 {throughput}。",
+    ),
+    "finding.best_latency": (
+        "Lowest mean latency from arrival: {cell}, {value} ms.",
+        "从到达算起的平均延迟最低：{cell}，{value} ms。",
+    ),
+    "finding.best_latency_tied": (
+        "Lowest mean latency from arrival: {cell}, {value} ms; cannot be told from {rivals}.",
+        "从到达算起的平均延迟最低：{cell}，{value} ms；与 {rivals} 无法区分。",
+    ),
+    "finding.best_throughput": (
+        "Highest throughput: {cell}, {value} tokens/s.",
+        "吞吐最高：{cell}，{value} tokens/s。",
+    ),
+    "finding.best_throughput_tied": (
+        "Highest throughput: {cell}, {value} tokens/s; cannot be told from {rivals}.",
+        "吞吐最高：{cell}，{value} tokens/s；与 {rivals} 无法区分。",
+    ),
+    "finding.one_repeat": (
+        "Each cell ran once, and one run cannot tell a difference from noise: give --repeats 3 or more.",
+        "每组只运行了一次，单次运行无法区分差异与噪声：请用 --repeats 3 或更多。",
+    ),
     # Why something is null.
     "note.no_gpu": (
         "GPU utilization: there is no NVIDIA GPU here (no nvidia-smi)",

@@ -1,0 +1,63 @@
+"""Output: JSON for scripts, rich tables for people. Progress and warnings go to stderr, so stdout stays clean."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else.")
+lang_option = click.option(
+    "--lang", type=click.Choice(["en", "zh"]), default="en", show_default=True, help="Language of tables and pages."
+)
+out_option = click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Folder where runs are kept.",
+)
+
+_PIPE_WIDTH = 200  # without a terminal there is no width to fold to, and folded names cannot be searched
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout. ASCII only: what is not may be a control character of somebody's terminal."""
+    click.echo(json.dumps(document, indent=2, allow_nan=False))
+
+
+def tell(message: str) -> None:
+    """One line of progress or warning on stderr, with what could move the cursor made visible."""
+    from knee.lab.markdown import visible
+
+    click.echo(visible(message), err=True)
+
+
+def console() -> Console:
+    """Where tables are printed."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
+    """A table of texts from anywhere: nothing in them is markup, and control characters are made visible."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+    from rich.text import Text
+
+    from knee.lab.markdown import visible
+
+    table = Table(title=title, box=SIMPLE, show_header=any(header), title_justify="left")
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(visible(cell)) for cell in row))
+    console().print(table)

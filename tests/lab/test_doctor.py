@@ -1,0 +1,112 @@
+"""Findings follow from the state of the machine, each comes with advice, and the report is plain JSON."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from knee.lab import doctor
+from knee.lab.doctor import FINDING_CODES, Rate, Speed, State, bfloat16_reason, diagnose, other_load
+from knee.lab.messages import LANGUAGES, MESSAGES
+from tests.lab.samples import record
+
+QUIET = State(
+    other_load=0.01,
+    swap_used_gib=0.0,
+    cpu_quota=None,
+    governor="performance",
+    on_battery=False,
+    temperature_c=45.0,
+    timer_resolution_ns=40,
+)
+STEADY = Speed(*[Rate(best=45.0, median=44.0, runs=9, how="a")] * 3)
+HARDWARE = record().hardware
+
+
+def codes(state: State = QUIET, speed: Speed | None = STEADY, cores: int = 2) -> list[str]:
+    return [found.code for found in diagnose(HARDWARE.model_copy(update={"cores": cores}), state, speed)]
+
+
+def test_a_quiet_machine_has_no_findings() -> None:
+    assert codes() == codes(speed=None) == []
+    silent = replace(QUIET, governor=None, on_battery=None, temperature_c=None)
+    assert codes(silent) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"other_load": 0.5}, "other_load"),
+        ({"swap_used_gib": 1.0}, "swap"),
+        ({"cpu_quota": 1.5}, "cpu_quota"),
+        ({"governor": "powersave"}, "governor"),
+        ({"on_battery": True}, "battery"),
+        ({"temperature_c": 95.0}, "hot"),
+        ({"timer_resolution_ns": 15_600_000}, "coarse_timer"),
+    ],
+)
+def test_each_trouble_is_found_alone(change: dict[str, object], code: str) -> None:
+    assert codes(replace(QUIET, **change)) == [code]
+
+
+def test_one_core_and_an_unsteady_speed_are_found() -> None:
+    assert codes(cores=1) == ["one_core"]
+    shaky = replace(STEADY, read_gb_s=Rate(best=45.0, median=30.0, runs=9, how="a"))
+    assert codes(speed=shaky) == ["unsteady"]
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_every_finding_has_words_and_advice(lang: doctor.Lang) -> None:
+    bad = State(2.0, 1.0, 1.5, "powersave", True, 95.0, 20_000)
+    shaky = replace(STEADY, read_gb_s=Rate(best=45.0, median=30.0, runs=9, how="a"))
+    found = diagnose(HARDWARE.model_copy(update={"cores": 1}), bad, shaky)
+    assert [one.code for one in found] == list(FINDING_CODES)
+    for one in found:
+        assert one.message(lang)
+        assert one.advice(lang)
+
+
+def test_what_cannot_be_measured_is_null_with_its_reason() -> None:
+    assert "avx512_bf16" in bfloat16_reason(HARDWARE, "en")
+    assert "nor has" in bfloat16_reason(HARDWARE.model_copy(update={"isa": ["avx2"]}), "en")
+
+
+def test_an_examination_reports_as_json() -> None:
+    document = json.loads(json.dumps(doctor.examine().to_json("zh"), allow_nan=False))
+    for name in ("read_gb_s", "copy_gb_s", "float32_gflop_s"):
+        assert document[name]["best"] >= document[name]["median"] > 0
+    assert document["bfloat16_gflop_s"] is None
+    assert document["bfloat16_reason"]
+    assert document["timer_resolution_ns"] > 0
+
+
+def test_our_own_work_is_no_other_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A machine where only we work: all that is busy is this process.
+    monkeypatch.setattr(doctor, "_busy_seconds", time.process_time)
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.is_set():
+            sum(range(1000))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        assert other_load(0.3) < 0.1
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_others_work_is_other_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_busy_seconds", lambda: 1.5 * time.perf_counter())
+    assert other_load(0.1) == pytest.approx(1.5, abs=0.2)
+
+
+def test_the_catalogue_has_no_advice_for_nothing() -> None:
+    advised = {key.split(".")[1] for key in MESSAGES if key.startswith("doctor.") and key.endswith(".advice")}
+    assert advised == set(FINDING_CODES)
