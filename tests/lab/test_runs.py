@@ -207,6 +207,33 @@ def test_two_commands_of_one_second_make_a_folder_each(tmp_path: Path) -> None:
     assert finished(tmp_path, made.name).name == f"{first.path.name}-3"
 
 
+def test_a_resumed_run_goes_on_after_its_last_whole_line(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, record(done=False)) as run:
+        run.add_request(request_row(0))
+    with (run.path / "requests.jsonl").open("ab") as file:
+        file.write(b'{"cell": 0, "rep')
+    resumed, measured = RunFolder.resume(run.path)
+    assert [row.request for row in measured.requests] == [0]
+    assert len(measured.problems) == 1
+    with resumed:
+        resumed.add_request(request_row(1))
+        resumed.finish(record())
+    found = read_run(run.path)
+    assert [row.request for row in found.requests] == [0, 1]
+    assert found.problems == []
+
+
+def test_a_run_that_is_done_or_damaged_is_not_resumed_and_not_held(tmp_path: Path) -> None:
+    path = finished(tmp_path)
+    for _ in range(2):
+        with pytest.raises(RecordError, match="nothing to resume"):
+            RunFolder.resume(path)
+    (path / "record.json").write_text("{")
+    for _ in range(2):
+        with pytest.raises(RecordError, match="JSON"):
+            RunFolder.resume(path)
+
+
 # --- disks that fail ---------------------------------------------------------------------------------------------
 
 

@@ -52,7 +52,7 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
     "record.hardware": ("{cpu}, {cores} cores, {memory:.1f} GiB", "{cpu}，{cores} 核，{memory:.1f} GiB 内存"),
     "record.gpu": ("{name} ({memory:.0f} GiB, driver {driver})", "{name}（{memory:.0f} GiB，驱动 {driver}）"),
     "record.workload_line": (
-        "{requests} requests, {prompt} prompt tokens, {new} new tokens each, arrival {arrival}, seed {seed}",
+        "requests: {requests}, prompt tokens: {prompt}, new tokens each: {new}, arrival: {arrival}, seed: {seed}",
         "{requests} 个请求，提示词 {prompt} 个 token，每个生成 {new} 个 token，到达方式 {arrival}，随机种子 {seed}",
     ),
     "record.more_prompts": (" (and {count} more in record.json)", "（另有 {count} 条，见 record.json）"),
@@ -118,8 +118,8 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
     "kvcache.total": ("total ms", "总计 ms"),
     "kvcache.memory": ("KV memory MiB", "KV 内存 MiB"),
     "kvcache.pays_from": (
-        "It pays from prompts of {tokens} tokens on; it takes {bytes} bytes a token.",
-        "提示词达到 {tokens} 个 token 起划算；每个 token 占用 {bytes} 字节。",
+        "It pays from a context of {tokens} tokens on; it takes {bytes} bytes a token.",
+        "上下文达到 {tokens} 个 token 起划算；每个 token 占用 {bytes} 字节。",
     ),
     "kvcache.never_pays": (
         "It did not pay at any of these lengths; it takes {bytes} bytes a token.",
@@ -165,7 +165,7 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
     "sweep.throughput_change": ("throughput", "吞吐"),
     "sweep.service_change": ("service time", "服务时间"),
     "sweep.e2el_change": ("E2EL", "端到端延迟"),
-    "sweep.efficiency": ("throughput / latency", "吞吐/延迟 比"),
+    "sweep.efficiency": ("throughput gained / service time paid", "吞吐增幅 / 服务时间增幅"),
     "sweep.same_tokens": ("Same tokens in every cell: {answer}", "各组生成的 token 完全一致：{answer}"),
     # knee doctor: what spoils measurements here, and what to do about it.
     "doctor.other_load": (

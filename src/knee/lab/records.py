@@ -244,7 +244,7 @@ class KvCacheCell(_Model):
 
 
 class KvCacheMetrics(_Model):
-    """When the KV cache pays. `pays_from_tokens` is the shortest prompt where it does, null where it never does."""
+    """When the KV cache pays: a decode step is faster with it from a context of `pays_from_tokens` on (null: never)."""
 
     kind: Literal["kvcache"] = "kvcache"
     cells: list[KvCacheCell]
@@ -275,8 +275,9 @@ class SweepCell(_Model):
     """One batch policy on the workload. Latencies count from the scheduled arrival, except `service_ms`.
 
     `output_throughput` is tokens given to requests a second, `request_throughput` requests a second.
-    `slot_utilization` is the share of the batch's slots that did work, averaged over steps. `failed` counts requests
-    that ended in an error; they are in `requests.jsonl` as well.
+    `slot_utilization` is the share of the batch's slots that held a request, `mean_batch_size` their number, both
+    averaged over the time that steps took. `failed` counts requests that did not run to their end; `requests.jsonl`
+    has them too.
     """
 
     policy: Text
@@ -300,7 +301,9 @@ class SweepCell(_Model):
 
 
 class Tradeoff(_Model):
-    """A cell against the first one: +1.03 is 103 % more. `efficiency` is throughput gained per latency paid."""
+    """A cell against the first one: +1.03 is 103 % more. `efficiency` is `throughput_change` / `service_change`,
+    null where no service time was paid.
+    """
 
     cell: NonNegativeInt
     policy: Text

@@ -76,13 +76,15 @@ class RunFolder:
     def resume(cls, path: Path, lang: Lang = "en") -> tuple[RunFolder, Run]:
         """Take up a run that was cut off; also gives what it measured until then.
 
-        Raises `RecordError` if another process is still writing it, and says which.
+        Raises `RecordError` if another process is still writing it, and says which, or if it is done.
         """
         with _writing(path):
             lock = _Lock(path)
         with contextlib.ExitStack() as on_error:
             on_error.callback(lock.release)
             measured = read_run(path)
+            if measured.record.status == "done":
+                raise RecordError(f"{path} is done, there is nothing to resume: start a new run without --resume")
             with _writing(path):
                 run = cls(path, measured.record, lang, lock)
             on_error.pop_all()
