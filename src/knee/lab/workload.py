@@ -177,8 +177,7 @@ def gather_sources(
 def encode_sources(sources: Sequence[Source], encode: Callable[[str], list[int]]) -> tuple[Prompt, ...]:
     """Turn texts into token ids. Raises `RequestError` for an empty prompt."""
     prompts = tuple(
-        Prompt(tuple(encode(source)), source) if isinstance(source, str) else Prompt(source)
-        for source in sources
+        Prompt(tuple(encode(source)), source) if isinstance(source, str) else Prompt(source) for source in sources
     )
     for number, prompt in enumerate(prompts, 1):
         if not prompt.ids:

@@ -1,0 +1,125 @@
+"""Baseline: one request, and where its time goes: loading, tokenizing, prefill, decode loop.
+
+The first forward pass after loading pays for page faults, thread pools and caches that every later one finds ready,
+so it is a number of its own (cold) and never mixed with the warm ones. In order: the cold run, the warm prefills,
+then the run whose decode loop is reported.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from statistics import median
+
+from knee.engine.engine import Engine
+from knee.engine.policies import make_policy
+from knee.engine.types import Request, SamplingParams
+from knee.errors import KneeError, UserError
+from knee.lab.environment import gpu_utilization
+from knee.lab.experiment import Outcome, Sink
+from knee.lab.messages import text
+from knee.lab.records import BaselineMetrics
+from knee.lab.trial import REAL_TIME, Clock, Trial, run_trial
+from knee.lab.workload import Prompt, Workload
+from knee.llm import DEFAULT_BLOCK_SIZE, LLM
+
+MIN_WARM_PREFILLS = 5
+_COLD_TOKENS = 2  # one prefill and one decode step: enough to warm both up
+_COLD_IS_MUCH = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineSpec:
+    """What to measure. `tokenize_ms` is None where the prompt was given as token ids."""
+
+    workload: Workload
+    params: SamplingParams = field(default_factory=SamplingParams)
+    tokenize_ms: float | None = None
+    warm_prefills: int = MIN_WARM_PREFILLS
+    kv_cache: bool = True
+    block_size: int = DEFAULT_BLOCK_SIZE
+
+    def __post_init__(self) -> None:
+        if self.warm_prefills < MIN_WARM_PREFILLS:
+            raise UserError(
+                f"the number of warm prefills is {self.warm_prefills}: it must be at least {MIN_WARM_PREFILLS}"
+            )
+
+
+def timed_encode(llm: LLM, prompt: str) -> tuple[Prompt, float]:
+    """A prompt's token ids, and the milliseconds that they took to make."""
+    started = time.perf_counter()
+    ids = tuple(llm.encode(prompt))
+    return Prompt(ids, prompt), (time.perf_counter() - started) * 1e3
+
+
+def run(llm: LLM, spec: BaselineSpec, sink: Sink, clock: Clock = REAL_TIME) -> Outcome:
+    """Measure one request on a freshly loaded model. Raises `KneeError` if the device fails on it."""
+    engine = llm.engine(
+        make_policy("single"),
+        longest=spec.workload.longest,
+        kv_cache=spec.kv_cache,
+        block_size=spec.block_size,
+    )
+    engine.clock = clock.now
+    cold = _generate(engine, spec, _COLD_TOKENS, clock)
+    warm = [_prefill_ms(_generate(engine, spec, 1, clock)) for _ in range(spec.warm_prefills)]
+    trial = Trial()
+    try:
+        request = _generate(engine, spec, spec.workload.max_new_tokens, clock, trial)
+    finally:
+        sink.add_requests(trial.request_rows())
+        sink.add_steps(trial.step_rows())
+    busy, reason = gpu_utilization()
+    metrics = _metrics(llm, spec, _prefill_ms(cold), warm, request, busy)
+    return Outcome(metrics, notes=_notes(metrics, reason))
+
+
+def _generate(engine: Engine, spec: BaselineSpec, new_tokens: int, clock: Clock, trial: Trial | None = None) -> Request:
+    workload = replace(spec.workload, max_new_tokens=min(new_tokens, spec.workload.max_new_tokens))
+    done = run_trial(engine, workload, spec.params, trial or Trial(), clock.sleep)
+    if done.errors:
+        raise KneeError(done.errors[0])
+    return done.requests[0]
+
+
+def _prefill_ms(request: Request) -> float:
+    assert request.prefill_start is not None
+    return (request.token_times[0] - request.prefill_start) * 1e3
+
+
+def _metrics(
+    llm: LLM, spec: BaselineSpec, cold_ms: float, warm_ms: list[float], request: Request, gpu: float | None
+) -> BaselineMetrics:
+    prompt_tokens, output_tokens = len(request.prompt), len(request.output)
+    steps = [(later - earlier) * 1e3 for earlier, later in pairwise(request.token_times)]
+    prefill, loop = median(warm_ms), sum(steps)
+    kv_shape = [1, llm.program.kv_heads, prompt_tokens + output_tokens - 1, llm.program.head_dim]
+    return BaselineMetrics(
+        load_model_ms=llm.load_times.model_ms,
+        load_tokenizer_ms=llm.load_times.tokenizer_ms,
+        tokenize_ms=spec.tokenize_ms,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        prefill_cold_ms=cold_ms,
+        prefill_ms=prefill,
+        prefill_ms_per_token=prefill / prompt_tokens,
+        decode_loop_ms=loop,
+        decode_steps=len(steps),
+        decode_ms_per_step=loop / len(steps) if steps else None,
+        total_generate_ms=prefill + loop,
+        output_tokens_per_s=output_tokens / (prefill + loop) * 1e3,
+        gpu_utilization=gpu,
+        kv_cache_shape=kv_shape if spec.kv_cache else None,
+        text=request.text if llm.tokenizer else None,
+        token_ids=request.output,
+        prefill_runs_ms=warm_ms,
+        decode_step_ms=steps,
+    )
+
+
+def _notes(metrics: BaselineMetrics, no_gpu: str) -> list[str]:
+    ratio = metrics.prefill_cold_ms / metrics.prefill_ms
+    cold = [text("en", "note.cold_prefill", ratio=f"{ratio:.1f}")] if ratio >= _COLD_IS_MUCH else []
+    return [*cold, *([no_gpu] if no_gpu else [])]

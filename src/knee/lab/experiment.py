@@ -1,0 +1,134 @@
+"""What all experiments share: the circumstances a record begins with, and the way from a measurement to a run on disk.
+
+Knows no experiment: `perform` is given what to measure.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+
+from knee.engine.policies import make_policy
+from knee.engine.types import SamplingParams
+from knee.lab import records
+from knee.lab.environment import read_hardware, read_software
+from knee.lab.messages import Lang, text
+from knee.lab.records import BatchPolicy, Kind, ModelInfo, OnOff, Record, RequestRow, StepRow, Warning_
+from knee.lab.runs import RunFolder
+from knee.lab.workload import Workload
+from knee.llm import LLM
+
+_LOOK_S = 0.2
+_BUSY_PERCENT = 20.0
+_GAP_S = 1.0
+
+
+class Sink(Protocol):
+    """Where rows go as soon as they are measured; a run folder, or a list in a test."""
+
+    def add_requests(self, rows: Sequence[RequestRow]) -> None:
+        """Keep rows of requests."""
+
+    def add_steps(self, rows: Sequence[StepRow]) -> None:
+        """Keep rows of steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an experiment found. `warnings` make the numbers less trustworthy, `notes` only explain them."""
+
+    metrics: records.Metrics
+    warnings: list[Warning_] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a command says about a run beside the experiment itself."""
+
+    name: str
+    out: Path
+    lang: Lang = "en"
+    threads: int | None = None
+    command: Sequence[str] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def warning(code: str, **values: object) -> Warning_:
+    """A warning in the words of the message `warning.<code>`."""
+    return Warning_(code=code, message=text("en", f"warning.{code}", **values))
+
+
+def on_off(kv_cache: bool) -> OnOff:
+    """How a record writes it."""
+    return "on" if kv_cache else "off"
+
+
+def draft(kind: Kind, llm: LLM, workload: Workload, policy: BatchPolicy, kv_cache: bool, setting: Setting) -> Record:
+    """The record of an experiment that is about to start."""
+    return Record(
+        kind=kind,
+        name=setting.name,
+        status="running",
+        command=list(setting.command),
+        hardware=read_hardware(),
+        software=read_software(),
+        model=_model(llm, setting.threads),
+        workload=workload.as_record(),
+        batch_policy=policy,
+        kv_cache=on_off(kv_cache),
+        metrics=None,
+        options=dict(setting.options),
+    )
+
+
+def _model(llm: LLM, threads: int | None) -> ModelInfo:
+    return ModelInfo(
+        name=llm.checkpoint.name,
+        source=llm.checkpoint.source,
+        sha256=llm.checkpoint.sha256(),
+        architecture=llm.program.architecture,
+        parameters=llm.program.parameters,
+        dtype=llm.device.dtype,
+        device=llm.device.name,
+        threads=threads,
+    )
+
+
+def perform(record: Record, setting: Setting, measure: Callable[[Sink], Outcome]) -> tuple[Path, Record]:
+    """Measure into a new run folder; returns the folder and the final record.
+
+    Whatever ends the measurement early, the folder keeps what was measured until then, and says how it ended.
+    """
+    with RunFolder.create(setting.out, record, setting.lang) as folder:
+        load = _other_load()
+        started = time.time() - time.monotonic()
+        found = measure(folder)
+        slept = _clock_gap(time.time() - time.monotonic() - started)
+        update = {"metrics": found.metrics, "warnings": [*load, *slept, *found.warnings], "notes": found.notes}
+        folder.finish(record.model_copy(update=update))
+    return folder.path, folder.record
+
+
+def _other_load() -> list[Warning_]:
+    """How busy the processors are while this process does nothing but look."""
+    share = psutil.cpu_percent(interval=_LOOK_S)
+    return [warning("other_load", share=f"{share:.0f}")] if share > _BUSY_PERCENT else []
+
+
+def _clock_gap(seconds: float) -> list[Warning_]:
+    """The wall clock goes on while a machine sleeps, the monotonic one stands still."""
+    return [warning("clock_gap", seconds=f"{seconds:.1f}")] if abs(seconds) > _GAP_S else []
+
+
+def check_requests(llm: LLM, workload: Workload, params: SamplingParams) -> None:
+    """Raise `RequestError` if any request could never be served. Costs no forward pass and no memory."""
+    engine = llm.engine(make_policy("single"), kv_cache=False)
+    asked = replace(params, max_new_tokens=workload.max_new_tokens)
+    for prompt in workload.prompts[: workload.requests]:
+        engine.submit(prompt.ids, asked)

@@ -1,0 +1,184 @@
+"""When the KV cache pays: prompts of growing length, each with the cache on and off, every token timed.
+
+Without the cache a step runs the whole prefix again, so a token gets slower with length; with it a step runs one
+token, at the price of memory that grows with length. All cells are warmed up first, and all must give the same
+tokens on and off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, islice, pairwise
+from statistics import fmean, median
+
+from knee.engine.policies import make_policy
+from knee.engine.types import Request, SamplingParams
+from knee.errors import KneeError, UserError
+from knee.lab.experiment import Outcome, Sink, on_off, warning
+from knee.lab.messages import text
+from knee.lab.records import KvCacheCell, KvCacheMetrics
+from knee.lab.trial import REAL_TIME, Clock, Progress, Trial, hash_tokens, ignore, run_trial
+from knee.lab.workload import Prompt, Workload
+from knee.llm import DEFAULT_BLOCK_SIZE, LLM
+
+DEFAULT_LENGTHS = (10, 50, 200)
+_WARM_TOKENS = 3
+_NEIGHBOURS = 9  # steps that a median goes over, so that one slow step does not decide
+
+
+@dataclass(frozen=True, slots=True)
+class KvCacheSpec:
+    """Prompts of these lengths (tokens), made from `prompt` by repeating and cutting it."""
+
+    prompt: Prompt
+    lengths: tuple[int, ...] = DEFAULT_LENGTHS
+    max_new_tokens: int = 50
+    ignore_eos: bool = True
+    block_size: int = DEFAULT_BLOCK_SIZE
+
+    def __post_init__(self) -> None:
+        if not self.lengths:
+            raise UserError("there are no prompt lengths: give at least one, like 10,50,200")
+        if wrong := [length for length in self.lengths if length < 1]:
+            raise UserError(f"a prompt length is {wrong[0]}: it must be at least 1")
+        if len(set(self.lengths)) < len(self.lengths):
+            raise UserError("a prompt length is given twice: each is measured once")
+
+    @property
+    def params(self) -> SamplingParams:
+        """Greedy; all lengths get all tokens unless the end-of-sequence token may end them."""
+        return SamplingParams(max_new_tokens=self.max_new_tokens, ignore_eos=self.ignore_eos)
+
+    def workload(self, length: int) -> Workload:
+        """One request with a prompt of this length."""
+        ids = tuple(islice(cycle(self.prompt.ids), length))
+        return Workload((Prompt(ids),), 1, self.max_new_tokens)
+
+    @property
+    def together(self) -> Workload:
+        """All prompts as one workload, for the record."""
+        prompts = tuple(self.workload(length).prompts[0] for length in self.lengths)
+        return Workload(prompts, len(prompts), self.max_new_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    number: int
+    length: int
+    kv_cache: bool
+
+
+def run(llm: LLM, spec: KvCacheSpec, sink: Sink, clock: Clock = REAL_TIME, progress: Progress = ignore) -> Outcome:
+    """Measure every length with the cache on and off. `progress` is told of each cell before it runs."""
+    pairs = [(length, kv_cache) for length in spec.lengths for kv_cache in (True, False)]
+    plan = [_Cell(number, *pair) for number, pair in enumerate(pairs)]
+    cells = []
+    for cell in plan:
+        progress(cell.number, len(plan), f"{cell.length} {on_off(cell.kv_cache)}")
+        cells.append(_measure(llm, spec, cell, sink, clock))
+    hashes = {(cell.prompt_length, cell.token_ids_sha256) for cell in cells}
+    metrics = KvCacheMetrics(
+        cells=cells,
+        pays_from_tokens=pays_from(step_pairs(cells)),
+        kv_bytes_per_token=llm.device.kv_bytes_per_token,
+        same_tokens=len(hashes) == len(spec.lengths),
+    )
+    return Outcome(metrics, [] if metrics.same_tokens else [warning("kv_cache_tokens_differ")], findings(metrics))
+
+
+def _measure(llm: LLM, spec: KvCacheSpec, cell: _Cell, sink: Sink, clock: Clock) -> KvCacheCell:
+    workload = spec.workload(cell.length)
+    engine = llm.engine(
+        make_policy("single", max_batched_tokens=max(cell.length, 1)),
+        longest=workload.longest,
+        kv_cache=cell.kv_cache,
+        block_size=spec.block_size,
+    )
+    engine.clock = clock.now
+    warm_up = replace(workload, max_new_tokens=min(_WARM_TOKENS, workload.max_new_tokens))
+    run_trial(engine, warm_up, spec.params, Trial(), clock.sleep)
+    trial = Trial(cell=cell.number)
+    try:
+        run_trial(engine, workload, spec.params, trial, clock.sleep)
+    finally:
+        sink.add_requests(trial.request_rows())
+        sink.add_steps(trial.step_rows())
+    if trial.errors:
+        raise KneeError(trial.errors[0])
+    return _cell(llm, cell, trial.requests[0])
+
+
+def _cell(llm: LLM, cell: _Cell, request: Request) -> KvCacheCell:
+    assert request.prefill_start is not None
+    token_ms = [(b - a) * 1e3 for a, b in pairwise([request.prefill_start, *request.token_times])]
+    cached = len(request.prompt) + len(request.output) - 1 if cell.kv_cache else 0
+    return KvCacheCell(
+        prompt_length=cell.length,
+        kv_cache=on_off(cell.kv_cache),
+        prefill_ms=token_ms[0],
+        token_ms=token_ms,
+        decode_ms_per_step=fmean(token_ms[1:]) if len(token_ms) > 1 else None,
+        total_ms=sum(token_ms),
+        kv_bytes=cached * llm.device.kv_bytes_per_token,
+        token_ids_sha256=hash_tokens(request.output),
+    )
+
+
+# --- from cells to an answer -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StepPair:
+    """The same decode step with the cache on and off; `context` tokens are in the prefix that it continues."""
+
+    context: int
+    on_ms: float
+    off_ms: float
+
+
+def step_pairs(cells: Sequence[KvCacheCell]) -> list[StepPair]:
+    """All decode steps of all lengths, by their context."""
+    times = {(cell.prompt_length, cell.kv_cache): cell.token_ms for cell in cells}
+    pairs = [
+        StepPair(length + number, on, off)
+        for length in dict.fromkeys(cell.prompt_length for cell in cells)
+        for number, (on, off) in enumerate(zip(times[length, "on"], times[length, "off"], strict=False))
+        if number > 0
+    ]
+    return sorted(pairs, key=lambda pair: pair.context)
+
+
+def pays_from(pairs: Sequence[StepPair]) -> int | None:
+    """The shortest context from which on a step with the cache is faster, up to the longest measured one.
+
+    Each step is judged by the median over its neighbours in context. None where the longest context still does not
+    pay, or there is no decode step at all.
+    """
+    gains = [pair.off_ms - pair.on_ms for pair in pairs]
+    half = _NEIGHBOURS // 2
+    first = None
+    for number in reversed(range(len(pairs))):
+        if median(gains[max(0, number - half) : number + half + 1]) <= 0:
+            break
+        first = pairs[number].context
+    return first
+
+
+def findings(metrics: KvCacheMetrics) -> list[str]:
+    """When the cache saves time and what memory it takes, in sentences that follow from the numbers."""
+    longest = max(cell.prompt_length for cell in metrics.cells)
+    on, off = (next(c for c in metrics.cells if (c.prompt_length, c.kv_cache) == (longest, k)) for k in ("on", "off"))
+    values = {
+        "length": longest,
+        "on": f"{on.total_ms:.1f}",
+        "off": f"{off.total_ms:.1f}",
+        "ratio": f"{off.total_ms / on.total_ms:.2f}",
+        "memory": f"{on.kv_bytes / 2**20:.2f}",
+    }
+    pays = "never" if metrics.pays_from_tokens is None else "from"
+    return [
+        text("en", f"finding.kv_pays_{pays}", tokens=metrics.pays_from_tokens),
+        text("en", "finding.kv_total", **values),
+        text("en", "finding.kv_memory", each=f"{metrics.kv_bytes_per_token / 1024:.1f}", **values),
+    ]

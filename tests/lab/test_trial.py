@@ -1,0 +1,152 @@
+"""A trial submits what is due when it is due, waits for nothing else, and loses nothing that it measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from knee.devices.base import Span
+from knee.engine.engine import Engine
+from knee.engine.policies import make_policy
+from knee.engine.policies.base import Admission, Policy, View
+from knee.engine.types import SamplingParams
+from knee.errors import KneeError, RequestError
+from knee.lab.trial import Trial, hash_tokens, run_trial
+from knee.lab.workload import Arrival, Prompt, Workload
+from tests.lab.fake_llm import FakeTime, make_llm
+
+GREEDY = SamplingParams(ignore_eos=True)
+
+
+def ask(requests: int, arrival: str = "burst", tokens: int = 3, prompt: int = 4) -> Workload:
+    return Workload((Prompt(tuple(range(prompt))),), requests, tokens, Arrival.parse(arrival))
+
+
+def make_engine(time: FakeTime, policy: Policy, fail_at: int | None = None) -> Engine:
+    engine = make_llm(time.per_row, fail_at=fail_at).engine(policy, longest=64)
+    engine.clock = time.clock.now
+    return engine
+
+
+def run(workload: Workload, policy: Policy, fail_at: int | None = None) -> tuple[Trial, FakeTime]:
+    time = FakeTime()
+    return run_trial(make_engine(time, policy, fail_at), workload, GREEDY, Trial(), time.sleep), time
+
+
+def test_times_are_seconds_from_the_start_of_the_trial():
+    trial, time = run(ask(1), make_policy("single"))
+    [row] = trial.request_rows()
+    assert (row.scheduled_at, row.sent_at, row.prefill_start) == (0.0, 0.0, 0.0)
+    assert row.token_times == pytest.approx([0.014, 0.025, 0.036])
+    assert row.finished_at == row.token_times[-1]
+    assert [step.ms for step in trial.step_rows()] == pytest.approx([14.0, 11.0, 11.0])
+    assert time.slept == []
+
+
+def test_a_request_that_comes_due_during_a_step_still_counts_from_when_it_was_due():
+    trial, _ = run(ask(2, "rate:100"), make_policy("single"))
+    late = trial.request_rows()[1]
+    assert late.scheduled_at == pytest.approx(0.010)
+    assert late.sent_at == pytest.approx(0.014)
+    assert late.prefill_start == pytest.approx(0.036)
+
+
+def test_an_idle_engine_sleeps_until_the_next_arrival():
+    trial, time = run(ask(2, "rate:1"), make_policy("continuous", 4))
+    assert time.slept == pytest.approx([1.0 - 0.036])
+    assert trial.request_rows()[1].prefill_start == pytest.approx(1.0)
+
+
+def test_a_window_ends_the_wait_where_the_next_arrival_is_later():
+    trial, time = run(ask(2, "rate:1"), make_policy("dynamic", 2, max_wait_ms=50.0))
+    assert trial.request_rows()[0].prefill_start == pytest.approx(0.050)
+    assert time.slept[0] == pytest.approx(0.050)
+
+
+def test_an_arrival_ends_the_wait_where_the_window_is_longer():
+    trial, _ = run(ask(2, "rate:100"), make_policy("dynamic", 2, max_wait_ms=50.0))
+    assert [row.prefill_start for row in trial.request_rows()] == pytest.approx([0.010, 0.010])
+
+
+def test_a_batch_that_nobody_will_fill_does_not_wait():
+    trial, time = run(ask(3), make_policy("static", 2))
+    assert time.slept == []
+    assert [row.finish_reason for row in trial.request_rows()] == ["length"] * 3
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    policy=st.sampled_from(["static", "dynamic", "continuous"]),
+    requests=st.integers(1, 12),
+    size=st.integers(1, 5),
+    arrival=st.sampled_from(["burst", "rate:3", "rate:90", "poisson:40", "poisson:1000"]),
+)
+def test_every_request_ends_once_and_after_it_was_due(policy, requests, size, arrival):
+    trial, _ = run(ask(requests, arrival), make_policy(policy, size))
+    rows = trial.request_rows()
+    assert [row.request for row in rows] == list(range(requests))
+    for row in rows:
+        assert row.scheduled_at <= row.sent_at <= row.prefill_start < row.first_token_at <= row.finished_at
+        assert len(row.token_times) == row.output_tokens == 3
+    assert len({row.token_ids_sha256 for row in rows}) == 1
+
+
+def test_a_fault_ends_the_requests_of_its_step_and_no_others():
+    trial, _ = run(ask(4), make_policy("static", 2), fail_at=1)
+    rows = trial.request_rows()
+    assert [row.finish_reason for row in rows] == ["error", "error", "length", "length"]
+    assert [row.output_tokens for row in rows] == [1, 1, 3, 3]
+    assert trial.errors == ["a logit is NaN"]
+
+
+def test_an_interrupt_keeps_what_was_measured():
+    time, steps = FakeTime(), iter(range(100))
+
+    def cost(batch: Sequence[Span]) -> None:
+        if next(steps) == 4:
+            raise KeyboardInterrupt
+        time.per_row(batch)
+
+    engine = make_llm(cost).engine(make_policy("single"), longest=64)
+    engine.clock = time.clock.now
+    trial = Trial()
+    with pytest.raises(KeyboardInterrupt):
+        run_trial(engine, ask(4), GREEDY, trial, time.sleep)
+    assert [row.finish_reason for row in trial.request_rows()] == ["length", "aborted", "aborted", "aborted"]
+    assert [row.output_tokens for row in trial.request_rows()] == [3, 1, 0, 0]
+    assert len(trial.step_rows()) == 4
+
+
+def test_requests_draw_with_seeds_of_their_own():
+    time = FakeTime()
+    params = SamplingParams(temperature=2.0, ignore_eos=True)
+    engine = make_engine(time, make_policy("continuous", 4))
+    trial = run_trial(engine, ask(4, tokens=12), params, Trial(), time.sleep)
+    assert len({row.token_ids_sha256 for row in trial.request_rows()}) > 1
+    assert [request.params.seed for request in trial.requests] == [0, 1, 2, 3]
+
+
+def test_a_request_that_can_never_be_served_is_an_error():
+    with pytest.raises(RequestError, match="in the vocabulary"):
+        run(Workload((Prompt((99,)),), 1, 3), make_policy("single"))
+
+
+class Stubborn(Policy):
+    """Lets nobody in and names no time."""
+
+    name = "stubborn"
+
+    def admit(self, _view: View) -> Admission:
+        return Admission(0)
+
+
+def test_a_policy_that_forgets_requests_is_an_error_and_no_hang():
+    with pytest.raises(KneeError, match="left 2 requests waiting for ever"):
+        run(ask(2), Stubborn())
+
+
+def test_the_hash_of_tokens_depends_on_where_one_ends():
+    assert hash_tokens([1, 23]) != hash_tokens([12, 3])
