@@ -107,7 +107,7 @@ def cached_path(spec: str) -> Path | None:
     entry = CATALOG.get(spec)
     if isinstance(entry, GgufEntry):
         return _if_complete(_target(entry), entry.size)
-    if entry is None and Path(spec).exists():
+    if entry is None and _is_path(spec):
         return _checked_path(Path(spec))
     repo = entry.repo if entry else spec
     return _cached_folder(repo) if _HUB_ID.fullmatch(repo) else None
@@ -115,7 +115,7 @@ def cached_path(spec: str) -> Path | None:
 
 def model_name(spec: str, path: Path) -> str:
     """What to call a model: its alias or hub id as given, or the name of its file or folder."""
-    if spec in CATALOG or not Path(spec).exists():
+    if spec in CATALOG or not _is_path(spec):
         return spec
     return path.stem if path.is_file() else path.resolve().name
 
@@ -124,6 +124,13 @@ def _listed(alias: str, entry: GgufEntry | FolderEntry) -> ListedModel:
     path = cached_path(alias)
     target = path or (_target(entry) if isinstance(entry, GgufEntry) else _folder_target(entry.repo))
     return ListedModel(alias, entry.repo, path is not None, target, size_of(path) if path else entry.size)
+
+
+def _is_path(spec: str) -> bool:
+    try:
+        return bool(spec) and Path(spec).exists()
+    except OSError:  # too long for a path
+        return False
 
 
 def _checked_path(path: Path) -> Path:

@@ -21,7 +21,6 @@ from knee.weights.cache import hash_file
 SECONDS = 5.0  # to connect, and for the next bytes to come
 ATTEMPTS = 3
 PIP_SECONDS = 900.0
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,7 @@ def _write(response: Any, partial: Path, have: int, size: int | None, progress: 
     name = partial.name.removesuffix(".partial")
     with partial.open("ab" if have else "wb") as output, _bar(progress) as bar:
         task = bar.add_task(name, total=size, completed=have)
-        for chunk in response.iter_bytes(_CHUNK):
+        for chunk in response.iter_bytes():
             output.write(chunk)
             bar.advance(task, len(chunk))
 

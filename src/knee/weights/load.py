@@ -21,8 +21,9 @@ from knee.weights.checkpoint import Checkpoint, StoredTensor
 
 Weights = dict[str, NDArray[np.float32]]
 
-# Buffers that old checkpoints carry along; they follow from the config.
-_BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+# What a program may leave: buffers of old checkpoints, which follow from the config, and an output matrix, which a
+# program with tied embeddings does not ask for.
+_UNNEEDED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", "lm_head.weight")
 
 
 def open_checkpoint(spec: str) -> Checkpoint:
@@ -82,12 +83,8 @@ def _check_names(by_source: Mapping[str, object], checkpoint: Checkpoint) -> Non
     missing = sorted(by_source.keys() - checkpoint.tensors.keys())
     if missing:
         raise ModelLoadError(f"{checkpoint.source}: {_listed(missing)} missing in the weights; its files do not fit")
-    tied = checkpoint.config.get("tie_word_embeddings", False)
-    left_over = sorted(
-        name
-        for name in checkpoint.tensors.keys() - by_source.keys()
-        if not name.endswith(_BUFFERS) and not (tied and name == "lm_head.weight")
-    )
+    unused = checkpoint.tensors.keys() - by_source.keys()
+    left_over = sorted(name for name in unused if not name.endswith(_UNNEEDED))
     if left_over:
         raise ModelLoadError(
             f"{checkpoint.source}: the weights hold {_listed(left_over)} that the architecture has no use for; "

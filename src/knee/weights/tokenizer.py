@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -162,6 +162,7 @@ def _escape(char: str) -> str:
     return char.encode("unicode_escape").decode()
 
 
+@cache
 def _byte_alphabet() -> dict[str, int]:
     """GPT-2's spelling of bytes as printable characters (Radford et al. 2019)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
