@@ -116,6 +116,18 @@ def test_top_k_keeps_exactly_k_and_of_equals_the_lowest_ids(logits: NDArray[np.f
     assert ids.tolist() == sorted(order[:top_k])
 
 
+@LAW
+@given(logits_like())
+def test_a_nucleus_of_almost_all_is_all_but_what_rounding_hides(logits: NDArray[np.float32]) -> None:
+    ids, _ = candidates(logits, SamplingParams(temperature=1.0, top_p=math.nextafter(1.0, 0.0)))
+    assert (np.delete(softmax(logits), ids) < 1e-15).all()
+
+
+def test_min_p_1_keeps_the_best_and_its_equals() -> None:
+    ids, _ = candidates(np.array([1.0, 3.0, 2.0, 3.0], np.float32), SamplingParams(temperature=1.0, min_p=1.0))
+    assert ids.tolist() == [1, 3]
+
+
 def test_a_token_seen_often_is_penalized_once() -> None:
     scores = penalize(np.array([2.0, -2.0, 1.0], np.float32), np.array([0, 0, 1, 1]), 2.0)
     assert scores.tolist() == [1.0, -4.0, 1.0]

@@ -1,8 +1,7 @@
 """Block tables and the free list of the paged KV cache (PagedAttention, Kwon et al. 2023).
 
-Integers only: which block belongs to which request. The keys and values themselves are the device's; it never
-sees the free list, and this file never sees a tensor. One block as long as the context is the contiguous
-cache.
+Integers only: which block belongs to which request. The keys and values themselves are the device's; it never sees
+the free list, and this file never sees a tensor. One block as long as the context is the contiguous cache.
 
 | state                   | owner                                                     |
 |-------------------------|-----------------------------------------------------------|

@@ -17,9 +17,7 @@ class Dynamic(Static):
 
     name = "dynamic"
 
-    def __init__(
-        self, max_batch_size: int = 1, max_wait_ms: float = 0.0, max_batched_tokens: int = 512
-    ) -> None:
+    def __init__(self, max_batch_size: int = 1, max_wait_ms: float = 0.0, max_batched_tokens: int = 512) -> None:
         super().__init__(max_batch_size, max_batched_tokens)
         if not 0 <= max_wait_ms < math.inf:
             raise UserError(f"the wait window is {max_wait_ms} ms: it must be a finite number, at least 0")
