@@ -1,10 +1,10 @@
 """A model, ready to use: files, program, device and tokenizer in one object.
 
-    from knee import LLM, SamplingParams
+from knee import LLM, SamplingParams
 
-    llm = LLM.load("smollm2-135m")
-    [answer] = llm.generate(["The capital of France is"], SamplingParams(max_new_tokens=16))
-    print(answer.text)
+llm = LLM.load("smollm2-135m")
+[answer] = llm.generate(["The capital of France is"], SamplingParams(max_new_tokens=16))
+print(answer.text)
 """
 
 from __future__ import annotations
@@ -96,9 +96,7 @@ class LLM:
             self.checkpoint.eos_token_ids,
         )
 
-    def _pool(
-        self, policy: Policy, longest: int | None, block_size: int, num_blocks: int | None
-    ) -> KVManager:
+    def _pool(self, policy: Policy, longest: int | None, block_size: int, num_blocks: int | None) -> KVManager:
         if block_size < 1:
             raise UserError(f"the KV block size is {block_size}: it must be at least 1")
         if num_blocks is None:
@@ -126,9 +124,7 @@ class LLM:
         ids = [self.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
         longest = max((len(prompt) for prompt in ids), default=0) + params.max_new_tokens
         size = 1 if policy == "single" else max_batch_size
-        engine = self.engine(
-            make_policy(policy, max_batch_size=size), longest=longest, kv_cache=kv_cache
-        )
+        engine = self.engine(make_policy(policy, max_batch_size=size), longest=longest, kv_cache=kv_cache)
         requests = [engine.submit(prompt, params) for prompt in ids]
         for _ in engine.run():
             pass

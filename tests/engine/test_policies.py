@@ -262,7 +262,7 @@ def test_with_the_cache_off_each_step_runs_whole_prefixes_whatever_the_budget() 
 @pytest.mark.parametrize("policy", ["static", "dynamic", "continuous"])
 def test_when_the_pool_runs_dry_the_youngest_starts_again_later(policy: str) -> None:
     requests = [make_request(0, prompt=4, new=4), make_request(1, prompt=4, new=2)]
-    steps = story(policy, *requests, kv=KVManager(num_blocks=4, block_size=2))
+    steps = story(policy, *requests, kv=KVManager(num_blocks=5, block_size=2))
     assert steps == [{0: 4, 1: 4}, {0: 1}, {0: 1}, {0: 1}, {1: 5}]
 
 

@@ -54,9 +54,9 @@ WAYS = [
     *(Way("dynamic", batch, wait) for batch in (1, 4, 16) for wait in (0.0, 1.0, 10.0)),
     *(Way("continuous", 4, chunk=chunk) for chunk in (4, 5, 7, 16, 64)),
     *(Way("continuous", 4, block=block) for block in (1, 2, 5, 64, 256)),
-    *(Way(policy, 8, block=4, blocks=18) for policy in ("static", "dynamic", "continuous")),
+    *(Way(policy, 8, block=4, blocks=24) for policy in ("static", "dynamic", "continuous")),
     *(Way(policy, 4, kv_cache=False) for policy in ("static", "dynamic", "continuous")),
-    Way("continuous", 16, chunk=16, block=3, blocks=40),
+    Way("continuous", 16, chunk=16, block=3, blocks=30),
 ]
 
 

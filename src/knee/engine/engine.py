@@ -200,9 +200,7 @@ class Engine:
             self._leave(request, reason, now)
         return TokenEvent(request, choice.token_id, text, now, choice.logprob, choice.top, reason)
 
-    def _reason(
-        self, request: Request, is_eos: bool, detokenizer: Detokenizer | None
-    ) -> FinishReason | None:
+    def _reason(self, request: Request, is_eos: bool, detokenizer: Detokenizer | None) -> FinishReason | None:
         if is_eos:
             return FinishReason.EOS
         if detokenizer and detokenizer.finished:
@@ -226,9 +224,7 @@ class Engine:
             raise RequestError("the prompt is empty: give at least one token")
         wrong = next((token for token in prompt if not 0 <= token < program.vocab_size), None)
         if wrong is not None:
-            raise RequestError(
-                f"token id {wrong} is not in the vocabulary: ids go from 0 to {program.vocab_size - 1}"
-            )
+            raise RequestError(f"token id {wrong} is not in the vocabulary: ids go from 0 to {program.vocab_size - 1}")
         total = len(prompt) + params.max_new_tokens
         if total > program.positions:
             raise RequestError(

@@ -107,6 +107,11 @@ class Request:
         return self.num_tokens - self.num_cached
 
     @property
+    def most_cached(self) -> int:
+        """Tokens that its keys and values may take in the end; those of the last new token are never needed."""
+        return len(self.prompt) + self.params.max_new_tokens - 1
+
+    @property
     def is_decoding(self) -> bool:
         """Whether the next step of this request is a decode step."""
         return bool(self.output) and self.num_pending == 1

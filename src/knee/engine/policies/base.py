@@ -103,20 +103,29 @@ class Policy(ABC):
         """The first waiting requests, at most `count`, that find a free slot and room for their whole prefix.
 
         Nobody overtakes: the first that does not fit ends it. Room is what is left when all before have their
-        whole prefix; else a newcomer would take the blocks of a prefill under way, only to lose them again.
+        whole prefix, and a block more if they may still grow; else a newcomer would take what they need next, only
+        to lose it again.
         """
         slots = min(count, self.max_batch_size - len(view.running))
         if slots < 1 or not view.waiting:
             return []
         needed = view.pool.blocks_needed
         room = view.pool.free_blocks - sum(needed(request, request.num_pending) for request in view.running)
+        spare = sum(_grows(request, view.pool) for request in view.running)
         joining: list[Request] = []
         for request in islice(view.waiting, slots):
             room -= needed(request, request.num_pending)
-            if room < 0:
+            if room < spare:
                 break
+            spare += _grows(request, view.pool)
             joining.append(request)
         return joining
+
+
+def _grows(request: Request, pool: Pool) -> bool:
+    """Whether the request may need more blocks than its prefix does."""
+    still_to_cache = request.most_cached - request.num_cached
+    return pool.blocks_needed(request, still_to_cache) > pool.blocks_needed(request, request.num_pending)
 
 
 def require_whole(what: str, value: int) -> None:
