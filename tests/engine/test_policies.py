@@ -269,7 +269,7 @@ def test_when_the_pool_runs_dry_the_youngest_starts_again_later(policy: str) -> 
 @pytest.mark.parametrize("policy", ["static", "dynamic"])
 def test_a_preempted_member_comes_back_before_the_next_batch_starts(policy: str) -> None:
     requests = [make_request(0, prompt=4, new=2), make_request(1, prompt=4, new=3), make_request(2, 1, 1)]
-    steps = story(policy, *requests, kv=KVManager(num_blocks=4, block_size=2))
+    steps = story(policy, *requests, kv=KVManager(num_blocks=5, block_size=2))
     assert steps == [{0: 4, 1: 4}, {0: 1}, {1: 5}, {1: 1}, {2: 1}]
 
 
