@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -154,16 +155,43 @@ def test_a_megabyte_without_a_space_takes_seconds() -> None:
         (byte_level_metadata(tokens=None), "tokens is missing"),
         (byte_level_metadata(tokens=np.arange(4)), "no list of texts"),
         (byte_level_metadata(tokens=["a", "a"]), "a token comes twice"),
-        (byte_level_metadata(merges=["ab"]), "merge 'ab' is no pair"),
-        (byte_level_metadata(merges=["x nothing"]), "damaged"),
+        (byte_level_metadata(merges=["ab"]), "merge 'ab' is not of its tokens"),
+        (byte_level_metadata(merges=["x nothing"]), "merge 'x nothing' is not of its tokens"),
+        (byte_level_metadata(merges=["b a"]), "merge 'b a' is not of its tokens"),
         (byte_level_metadata(token_type=np.array([1])), "token_type must be"),
         (sentencepiece_metadata(scores=None), "scores must be"),
-        (sentencepiece_metadata(unknown_token_id="x"), "damaged"),
+        (sentencepiece_metadata(unknown_token_id="x"), "unknown_token_id is x, none of the 271 tokens"),
+        (byte_level_metadata(bos_token_id=10**6), "bos_token_id is 1000000"),
+        (byte_level_metadata(model=["gpt2"]), "is not supported"),
     ],
 )
 def test_other_and_damaged_tokenizers_are_refused(metadata: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelLoadError, match=message):
         rebuilt(metadata)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    "metadata",
+    [sentencepiece_metadata(), *(byte_level_metadata(pre) for pre in ("gpt-2", "llama-bpe", "qwen2"))],
+    ids=["llama", "gpt-2", "llama-bpe", "qwen2"],
+)
+def test_rebuilt_tokenizers_are_those_of_transformers(metadata: dict[str, Any]) -> None:
+    mapping = pytest.importorskip("transformers.integrations.gguf.gguf_tokenizer_mapping")
+    plain = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
+    described = plain | {"tokenizer_type": plain["model"], "pre_tokenizer_type": plain.get("pre")}
+    oracle, _ = mapping.convert_gguf_tokenizer("llama", {key: _as_list(value) for key, value in described.items()})
+    tokenizer, pieces = rebuilt(metadata), [*" 12\n\té日ablohe", "hello", "  ", "<s>", "<|end|>"]
+    rng = random.Random(0)
+    for _ in range(500):
+        text = "".join(rng.choices(pieces, k=rng.randrange(12)))
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert ids == oracle.encode(text, add_special_tokens=False).ids, text
+        assert tokenizer.decode(ids) == oracle.decode(ids), text
+
+
+def _as_list(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 # --- folders --------------------------------------------------------------------------------------------------------

@@ -28,23 +28,19 @@ _QWEN2_WORDS = _LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
 
 def tokenizer_from_metadata(metadata: Mapping[str, Any], eos_token_ids: frozenset[int]) -> knee_tokenizer.Tokenizer:
     """Rebuild a tokenizer. `ModelLoadError` if the metadata are damaged or of a kind that is not supported."""
-    kind = metadata.get(f"{_PREFIX}model")
+    kind = str(metadata.get(f"{_PREFIX}model"))[:60]
     if kind not in _BUILDERS:
-        raise ModelLoadError(f"tokenizer {str(kind)[:60]!r} is not supported; supported: {', '.join(_BUILDERS)}")
+        raise ModelLoadError(f"tokenizer {kind!r} is not supported; supported: {', '.join(_BUILDERS)}")
     tokens = _texts(metadata, "tokens")
-    try:
+    with knee_tokenizer.damage_refused("the tokenizer in the GGUF file is damaged"):
         backend = _BUILDERS[kind](metadata, tokens)
-    except ModelLoadError:
-        raise
-    except Exception as error:  # the package raises bare exceptions
-        raise ModelLoadError(f"the tokenizer in the GGUF file is damaged ({str(error)[:200]})") from error
-    _add_special_tokens(backend, metadata, tokens)
+        _add_special_tokens(backend, metadata, tokens)
     template = metadata.get("tokenizer.chat_template")
     return knee_tokenizer.Tokenizer(
         backend=backend,
         eos_token_ids=eos_token_ids,
-        prefix=_around(metadata, "bos", default=kind == "llama" or _pre(metadata) == "llama-bpe"),
-        suffix=_around(metadata, "eos", default=False),
+        prefix=_around(metadata, tokens, "bos", default=kind == "llama" or _pre(metadata) == "llama-bpe"),
+        suffix=_around(metadata, tokens, "eos", default=False),
         chat_template=template if isinstance(template, str) else None,
         special_tokens=_special_tokens(metadata, tokens),
     )
@@ -55,9 +51,10 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
     pre = _pre(metadata)
     if pre not in _PRE_TOKENIZERS:
         raise ModelLoadError(f"pre-tokenizer {pre[:60]!r} is not supported; supported: {', '.join(_PRE_TOKENIZERS)}")
-    merges = [_pair(merge) for merge in _texts(metadata, "merges")]
+    vocabulary = _vocabulary(tokens)
+    merges = [_pair(merge, vocabulary) for merge in _texts(metadata, "merges")]
     # Llama 3 takes a word that is a token as it is, without asking the merges.
-    backend = Tokenizer(models.BPE(_vocabulary(tokens), merges, ignore_merges=pre == "llama-bpe"))
+    backend = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))
     if pre == "qwen2":
         backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = _PRE_TOKENIZERS[pre]()
@@ -67,12 +64,12 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
 
 def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
     """SentencePiece BPE (Llama 2): merges follow from the scores, unknown characters fall back to bytes."""
-    unknown = metadata.get(f"{_PREFIX}unknown_token_id", 0)
+    unknown = _token_id(metadata, tokens, "unknown")
     merges = _merges_by_score(tokens, _numbers(metadata, "scores", len(tokens)))
     model = models.BPE(
         _vocabulary(tokens),
         merges,
-        unk_token=tokens[unknown] if 0 <= unknown < len(tokens) else None,
+        unk_token=tokens[unknown or 0],
         fuse_unk=True,
         byte_fallback=True,
     )
@@ -86,7 +83,7 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
     return backend
 
 
-_BUILDERS: dict[Any, Callable[[Mapping[str, Any], list[str]], Tokenizer]] = {
+_BUILDERS: dict[str, Callable[[Mapping[str, Any], list[str]], Tokenizer]] = {
     "gpt2": _byte_level,
     "llama": _sentencepiece,
 }
@@ -129,10 +126,10 @@ def _merges_by_score(tokens: list[str], scores: np.ndarray[Any, Any]) -> list[tu
     return [(left, right) for *_, left, right in sorted(ranked)]
 
 
-def _pair(merge: str) -> tuple[str, str]:
-    left, separator, right = merge.partition(" ")
-    if not separator or not left or not right or " " in right:
-        raise ModelLoadError(f"the tokenizer in the GGUF file is damaged: merge {merge[:60]!r} is no pair")
+def _pair(merge: str, vocabulary: Mapping[str, int]) -> tuple[str, str]:
+    left, _, right = merge.partition(" ")
+    if left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
+        raise ModelLoadError(f"the tokenizer in the GGUF file is damaged: merge {merge[:60]!r} is not of its tokens")
     return left, right
 
 
@@ -153,18 +150,25 @@ def _add_special_tokens(backend: Tokenizer, metadata: Mapping[str, Any], tokens:
     backend.add_tokens([AddedToken(tokens[i], normalized=False, special=False) for i in defined])
 
 
-def _around(metadata: Mapping[str, Any], which: str, default: bool) -> tuple[int, ...]:
-    """The token that begins or ends every text, if the file wants one."""
-    token_id = metadata.get(f"{_PREFIX}{which}_token_id")
+def _around(metadata: Mapping[str, Any], tokens: list[str], which: str, default: bool) -> tuple[int, ...]:
+    """The token that begins or ends every text, if the file wants one and has one."""
+    token_id = _token_id(metadata, tokens, which)
     wanted = metadata.get(f"{_PREFIX}add_{which}_token", default)
-    return (token_id,) if wanted is True and isinstance(token_id, int) else ()
+    return (token_id,) if wanted is True and token_id is not None else ()
+
+
+def _token_id(metadata: Mapping[str, Any], tokens: list[str], which: str) -> int | None:
+    found = metadata.get(f"{_PREFIX}{which}_token_id")
+    if found is None or (type(found) is int and 0 <= found < len(tokens)):
+        return found
+    raise ModelLoadError(f"{_PREFIX}{which}_token_id is {str(found)[:60]}, none of the {len(tokens)} tokens")
 
 
 def _special_tokens(metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, str]:
     """The names by which chat templates call special tokens."""
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     ids = {name: metadata.get(f"{_PREFIX}{key}_token_id") for name, key in names.items()}
-    return {name: tokens[i] for name, i in ids.items() if isinstance(i, int) and 0 <= i < len(tokens)}
+    return {name: tokens[i] for name, i in ids.items() if type(i) is int and 0 <= i < len(tokens)}
 
 
 def _texts(metadata: Mapping[str, Any], key: str) -> list[str]:

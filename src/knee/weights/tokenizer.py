@@ -5,7 +5,8 @@ A tokenizer comes from a folder's `tokenizer.json`, or is rebuilt from a GGUF fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -113,6 +114,18 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     return _from_folder(checkpoint.folder, checkpoint.eos_token_ids)
 
 
+@contextmanager
+def damage_refused(what: str) -> Iterator[None]:
+    """Turn what the `tokenizers` package raises into `ModelLoadError`: bare exceptions, and panics of its Rust code,
+    which are no `Exception` and have no public name."""
+    try:
+        yield
+    except (ModelLoadError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise ModelLoadError(f"{what} ({str(error)[:200]})") from error
+
+
 def _from_folder(folder: Path, eos_token_ids: frozenset[int]) -> Tokenizer:
     from knee.weights.folder import read_json_object
 
@@ -132,10 +145,8 @@ def _read_backend(path: Path) -> tokenizers.Tokenizer:
 
     if path.stat().st_size > MAX_TOKENIZER_BYTES:
         raise ModelLoadError(f"{path}: larger than {MAX_TOKENIZER_BYTES >> 20} MiB; this cannot be right")
-    try:
+    with damage_refused(f"{path}: no tokenizer that can be read"):
         backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the package raises bare exceptions
-        raise ModelLoadError(f"{path}: no tokenizer that can be read ({str(error)[:200]})") from error
     backend.no_truncation()  # nothing is cut in silence
     backend.no_padding()
     return backend
