@@ -197,6 +197,14 @@ def test_an_alias_is_fetched_once(hub: Hub, alias: GgufEntry, own_cache: Path) -
 
 
 @pytest.mark.usefixtures("alias")
+def test_a_file_of_another_size_under_the_name_is_replaced(own_cache: Path) -> None:
+    (own_cache / "models").mkdir(parents=True)
+    (own_cache / "models" / "m.gguf").write_bytes(b"half")
+    assert cached_path("tiny") is None
+    assert resolve("tiny", progress=False).read_bytes() == CONTENT
+
+
+@pytest.mark.usefixtures("alias")
 def test_two_at_once_fetch_it_once(hub: Hub) -> None:
     with ThreadPoolExecutor(4) as pool:
         paths = set(pool.map(lambda _: resolve("tiny", progress=False), range(4)))

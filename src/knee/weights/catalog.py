@@ -92,14 +92,14 @@ def resolve(spec: str, progress: bool = True) -> Path:
         return cached
     entry = CATALOG.get(spec)
     if isinstance(entry, GgufEntry):
-        return _pull(_target(entry), lambda target: _fetch_gguf(spec, entry, target, progress))
+        return _pull(spec, _target(entry), lambda target: _fetch_gguf(spec, entry, target, progress))
     repo = entry.repo if entry else spec
     if not _HUB_ID.fullmatch(repo) or repo.endswith(".gguf"):
         raise ModelLoadError(
             f"model {spec!r}: there is no such file or folder, and it is no alias ({', '.join(CATALOG)}) "
             "and no hub id (owner/name)"
         )
-    return _pull(_folder_target(repo), lambda target: _fetch_folder(repo, target, progress))
+    return _pull(spec, _folder_target(repo), lambda target: _fetch_folder(repo, target, progress))
 
 
 def cached_path(spec: str) -> Path | None:
@@ -170,11 +170,11 @@ def _cached_folder(repo: str) -> Path | None:
 # --- fetching ----------------------------------------------------------------------------------------------------
 
 
-def _pull(target: Path, fetch_to: Callable[[Path], None]) -> Path:
+def _pull(spec: str, target: Path, fetch_to: Callable[[Path], None]) -> Path:
     """Fetch under a lock: a second process waits for the first and then finds its files."""
     try:
         with _locked(target):
-            if not target.exists():
+            if cached_path(spec) is None:
                 fetch_to(target)
     except OSError as error:
         raise DownloadError(
