@@ -98,6 +98,15 @@ def test_too_little_memory_is_said_before_anything_is_read(tmp_path: Path, monke
         load_weights(program(SPECS), checkpoint(tmp_path))
 
 
+@pytest.mark.parametrize("key", ["num_hidden_layers", "n_layer", "hidden_size", "head_dim", "vocab_size"])
+def test_a_config_larger_than_its_files_is_refused_before_a_program_is_made(tmp_path: Path, key: str) -> None:
+    folder = write_folder(tmp_path / "model", TENSORS, {key: 2**40})
+    with pytest.raises(ModelLoadError, match=f"the config has {key} 1099511627776, but the files hold 42 weights"):
+        open_checkpoint(str(folder))
+    with pytest.raises(ModelLoadError, match="num_hidden_layers 4294967295"):
+        open_checkpoint(str(write_gguf(tmp_path / "tiny.gguf", {"llama.block_count": 2**32 - 1})))
+
+
 def test_a_checkpoint_is_called_by_its_file_or_folder(tmp_path: Path) -> None:
     assert checkpoint(tmp_path).name == "model"
     assert open_checkpoint(str(write_gguf(tmp_path / "tiny.v1.gguf"))).name == "tiny.v1"

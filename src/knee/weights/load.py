@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,12 @@ Weights = dict[str, NDArray[np.float32]]
 # What a program may leave: buffers of old checkpoints, which follow from the config, and an output matrix, which a
 # program with tied embeddings does not ask for.
 _UNNEEDED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", "lm_head.weight")
+# Sizes in configs that a program's size follows from: of Llama and its kin, and of GPT-2.
+_SIZES = {
+    *("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size"),
+    *("head_dim", "num_attention_heads", "num_key_value_heads"),
+    *("n_layer", "n_embd", "n_inner", "n_head"),
+}
 
 
 def open_checkpoint(spec: str) -> Checkpoint:
@@ -34,14 +41,9 @@ def open_checkpoint(spec: str) -> Checkpoint:
     from knee.weights import catalog
 
     path = catalog.resolve(spec)
-    name = catalog.model_name(spec, path)
-    if path.is_dir():
-        from knee.weights.folder import open_folder
-
-        return open_folder(path, name, spec)
-    from knee.weights.gguf import open_gguf
-
-    return open_gguf(path, name, spec)
+    checkpoint = _open(path, catalog.model_name(spec, path), spec)
+    _check_sizes(checkpoint)
+    return checkpoint
 
 
 def load_weights(program: Program, checkpoint: Checkpoint, threads: int | None = None) -> Weights:
@@ -69,6 +71,27 @@ def available_memory() -> int:
     if limit is None or used is None:
         return free
     return min(free, max(0, limit - used + _reclaimable()))
+
+
+def _open(path: Path, name: str, source: str) -> Checkpoint:
+    if path.is_dir():
+        from knee.weights.folder import open_folder
+
+        return open_folder(path, name, source)
+    from knee.weights.gguf import open_gguf
+
+    return open_gguf(path, name, source)
+
+
+def _check_sizes(checkpoint: Checkpoint) -> None:
+    """A damaged config must not make a program of a billion layers: no size in it exceeds the number of weights."""
+    weights = sum(prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    for key in _SIZES & checkpoint.config.keys():
+        size = checkpoint.config[key]
+        if isinstance(size, int) and size > weights:
+            raise ModelLoadError(
+                f"{checkpoint.source}: the config has {key} {size}, but the files hold {weights} weights in all"
+            )
 
 
 def _by_source(weights: Mapping[str, WeightSpec]) -> dict[str, dict[str, WeightSpec]]:
