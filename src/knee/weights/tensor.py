@@ -1,6 +1,6 @@
 """Tensors in mapped files, turned into float32. Knows storage types; knows no file headers and no models.
 
-A tensor is decoded in chunks that stay in a core's cache: over whole tensors the same NumPy code is five times
+A tensor is decoded in chunks that stay in a core's cache: over whole tensors the same NumPy code is several times
 slower, and its temporaries would need as much memory as the result.
 """
 
