@@ -8,7 +8,7 @@ import pytest
 
 from knee.errors import OutOfMemory
 from knee.lab import inspect
-from knee.lab.inspect import InspectSpec, run
+from knee.lab.inspect import InspectSpec, check, run
 from knee.lab.records import InspectMetrics
 from knee.lab.workload import Prompt, Workload
 from tests.fake_device import FakeDevice, next_token
@@ -94,5 +94,5 @@ def test_logits_that_do_not_fit_are_refused_before_work(monkeypatch: pytest.Monk
     monkeypatch.setattr(inspect, "available_memory", lambda: 1000)
     llm = make_llm(fail_at=0)
     with pytest.raises(OutOfMemory, match="13 positions"):
-        run(llm, spec(), Rows())
+        check(llm, spec())
     assert llm.device.steps == 0

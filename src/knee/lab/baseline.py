@@ -17,7 +17,7 @@ from knee.engine.policies import make_policy
 from knee.engine.types import Request, SamplingParams
 from knee.errors import KneeError, UserError
 from knee.lab.environment import gpu_utilization
-from knee.lab.experiment import Outcome, Sink
+from knee.lab.experiment import Outcome, Sink, check_requests
 from knee.lab.messages import text
 from knee.lab.records import BaselineMetrics
 from knee.lab.trial import REAL_TIME, Clock, Trial, run_trial
@@ -54,14 +54,14 @@ def timed_encode(llm: LLM, prompt: str) -> tuple[Prompt, float]:
     return Prompt(ids, prompt), (time.perf_counter() - started) * 1e3
 
 
+def check(llm: LLM, spec: BaselineSpec) -> None:
+    """Raise `RequestError` or `OutOfMemory` for a request that cannot run, before anything does."""
+    check_requests(_engine(llm, spec), spec.workload, spec.params)
+
+
 def run(llm: LLM, spec: BaselineSpec, sink: Sink, clock: Clock = REAL_TIME) -> Outcome:
     """Measure one request on a freshly loaded model. Raises `KneeError` if the device fails on it."""
-    engine = llm.engine(
-        make_policy("single"),
-        longest=spec.workload.longest,
-        kv_cache=spec.kv_cache,
-        block_size=spec.block_size,
-    )
+    engine = _engine(llm, spec)
     engine.clock = clock.now
     cold = _generate(engine, spec, _COLD_TOKENS, clock)
     warm = [_prefill_ms(_generate(engine, spec, 1, clock)) for _ in range(spec.warm_prefills)]
@@ -74,6 +74,11 @@ def run(llm: LLM, spec: BaselineSpec, sink: Sink, clock: Clock = REAL_TIME) -> O
     busy, reason = gpu_utilization()
     metrics = _metrics(llm, spec, _prefill_ms(cold), warm, request, busy)
     return Outcome(metrics, notes=_notes(metrics, reason))
+
+
+def _engine(llm: LLM, spec: BaselineSpec) -> Engine:
+    longest = spec.workload.longest
+    return llm.engine(make_policy("single"), longest=longest, kv_cache=spec.kv_cache, block_size=spec.block_size)
 
 
 def _generate(engine: Engine, spec: BaselineSpec, new_tokens: int, clock: Clock, trial: Trial | None = None) -> Request:

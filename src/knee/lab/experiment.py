@@ -11,20 +11,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
-
-from knee.engine.policies import make_policy
+from knee.engine.engine import Engine
 from knee.engine.types import SamplingParams
 from knee.lab import records
+from knee.lab.doctor import diagnose, read_state
 from knee.lab.environment import read_hardware, read_software
 from knee.lab.messages import Lang, text
-from knee.lab.records import BatchPolicy, Kind, ModelInfo, OnOff, Record, RequestRow, StepRow, Warning_
+from knee.lab.records import BatchPolicy, Hardware, Kind, ModelInfo, OnOff, Record, RequestRow, StepRow, Warning_
 from knee.lab.runs import RunFolder
 from knee.lab.workload import Workload
 from knee.llm import LLM
 
-_LOOK_S = 0.2
-_BUSY_PERCENT = 20.0
 _GAP_S = 1.0
 
 
@@ -100,25 +97,27 @@ def _model(llm: LLM, threads: int | None) -> ModelInfo:
     )
 
 
-def perform(record: Record, setting: Setting, measure: Callable[[Sink], Outcome]) -> tuple[Path, Record]:
-    """Measure into a new run folder; returns the folder and the final record.
+def perform(
+    record: Record, setting: Setting, measure: Callable[[Sink], Outcome], opened: Callable[[Path], None]
+) -> Record:
+    """Measure into a new run folder, of which `opened` is told; returns the final record.
 
     Whatever ends the measurement early, the folder keeps what was measured until then, and says how it ended.
     """
     with RunFolder.create(setting.out, record, setting.lang) as folder:
-        load = _other_load()
+        opened(folder.path)
+        around = _surroundings(record.hardware)
         started = time.time() - time.monotonic()
         found = measure(folder)
         slept = _clock_gap(time.time() - time.monotonic() - started)
-        update = {"metrics": found.metrics, "warnings": [*load, *slept, *found.warnings], "notes": found.notes}
+        update = {"metrics": found.metrics, "warnings": [*around, *slept, *found.warnings], "notes": found.notes}
         folder.finish(record.model_copy(update=update))
-    return folder.path, folder.record
+    return folder.record
 
 
-def _other_load() -> list[Warning_]:
-    """How busy the processors are while this process does nothing but look."""
-    share = psutil.cpu_percent(interval=_LOOK_S)
-    return [warning("other_load", share=f"{share:.0f}")] if share > _BUSY_PERCENT else []
+def _surroundings(hardware: Hardware) -> list[Warning_]:
+    """What about this machine, as it is right now, makes its numbers less trustworthy."""
+    return [Warning_(code=found.code, message=found.message("en")) for found in diagnose(hardware, read_state())]
 
 
 def _clock_gap(seconds: float) -> list[Warning_]:
@@ -126,9 +125,8 @@ def _clock_gap(seconds: float) -> list[Warning_]:
     return [warning("clock_gap", seconds=f"{seconds:.1f}")] if abs(seconds) > _GAP_S else []
 
 
-def check_requests(llm: LLM, workload: Workload, params: SamplingParams) -> None:
-    """Raise `RequestError` if any request could never be served. Costs no forward pass and no memory."""
-    engine = llm.engine(make_policy("single"), kv_cache=False)
+def check_requests(engine: Engine, workload: Workload, params: SamplingParams) -> None:
+    """Raise `RequestError` if any request could never be served. Runs nothing; the engine is of no use afterwards."""
     asked = replace(params, max_new_tokens=workload.max_new_tokens)
     for prompt in workload.prompts[: workload.requests]:
         engine.submit(prompt.ids, asked)

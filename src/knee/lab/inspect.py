@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from knee.devices.base import FloatArray, Span, Want
+from knee.engine.engine import Engine
 from knee.engine.policies import make_policy
 from knee.engine.types import SamplingParams
 from knee.errors import KneeError, OutOfMemory
-from knee.lab.experiment import Outcome, Sink, warning
+from knee.lab.experiment import Outcome, Sink, check_requests, warning
 from knee.lab.messages import text
 from knee.lab.records import InspectKvOff, InspectMetrics, InspectPrefill, InspectStep, TopCandidate
 from knee.lab.trial import REAL_TIME, Clock, Trial, run_trial
@@ -35,6 +36,14 @@ class InspectSpec:
     ignore_eos: bool = False
     block_size: int = DEFAULT_BLOCK_SIZE
 
+    def __post_init__(self) -> None:
+        _ = self.params  # refuses what no request may ask for
+
+    @property
+    def params(self) -> SamplingParams:
+        """Greedy."""
+        return SamplingParams(max_new_tokens=self.workload.max_new_tokens, ignore_eos=self.ignore_eos)
+
 
 @dataclass(frozen=True, slots=True)
 class _ByHand:
@@ -49,18 +58,25 @@ class _ByHand:
         return [step.token_id for step in [self.first, *self.steps]]
 
 
-def run(llm: LLM, spec: InspectSpec, sink: Sink, clock: Clock = REAL_TIME) -> Outcome:
-    """Take one request apart, after the engine has generated it.
+def check(llm: LLM, spec: InspectSpec) -> None:
+    """Raise `RequestError` or `OutOfMemory` for a request that cannot be taken apart, before anything runs."""
+    check_requests(_engine(llm, spec), spec.workload, spec.params)
+    rows = spec.workload.prompt_tokens[0]
+    needed = 2 * 4 * rows * llm.program.vocab_size  # the device's buffer and what it hands out
+    if needed > (there := available_memory()):
+        raise OutOfMemory(
+            f"the logits of {rows} positions need {needed / 2**30:.2f} GiB and {there / 2**30:.2f} GiB are free: "
+            "inspect a shorter prompt"
+        )
 
-    Raises `OutOfMemory` before work if the logits of all positions of the prompt do not fit.
-    """
-    check_memory(llm, spec)
-    params = SamplingParams(max_new_tokens=spec.workload.max_new_tokens, ignore_eos=spec.ignore_eos)
-    engine = llm.engine(make_policy("single"), longest=spec.workload.longest, block_size=spec.block_size)
+
+def run(llm: LLM, spec: InspectSpec, sink: Sink, clock: Clock = REAL_TIME) -> Outcome:
+    """Take one request apart, after the engine has generated it. Raises `KneeError` if the device fails on it."""
+    engine = _engine(llm, spec)
     engine.clock = clock.now
     trial = Trial()
     try:
-        run_trial(engine, spec.workload, params, trial, clock.sleep)
+        run_trial(engine, spec.workload, spec.params, trial, clock.sleep)
     finally:
         sink.add_requests(trial.request_rows())
         sink.add_steps(trial.step_rows())
@@ -90,15 +106,8 @@ def _outcome(metrics: InspectMetrics, first: InspectStep) -> Outcome:
     return Outcome(metrics, warnings, [text("en", "note.first_token", token=named)])
 
 
-def check_memory(llm: LLM, spec: InspectSpec) -> None:
-    """Raise `OutOfMemory` if the logits of every prompt position do not fit."""
-    rows = spec.workload.prompt_tokens[0]
-    needed = 2 * 4 * rows * llm.program.vocab_size  # the device's buffer and what it hands out
-    if needed > (there := available_memory()):
-        raise OutOfMemory(
-            f"the logits of {rows} positions need {needed / 2**30:.2f} GiB and {there / 2**30:.2f} GiB are free: "
-            "inspect a shorter prompt"
-        )
+def _engine(llm: LLM, spec: InspectSpec) -> Engine:
+    return llm.engine(make_policy("single"), longest=spec.workload.longest, block_size=spec.block_size)
 
 
 def _by_hand(llm: LLM, prompt: Sequence[int], count: int, blocks: Sequence[int], now: Callable[[], float]) -> _ByHand:

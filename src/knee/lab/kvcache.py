@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from itertools import cycle, islice, pairwise
 from statistics import fmean, median
 
+from knee.engine.engine import Engine
 from knee.engine.policies import make_policy
 from knee.engine.types import Request, SamplingParams
 from knee.errors import KneeError, UserError
-from knee.lab.experiment import Outcome, Sink, on_off, warning
+from knee.lab.experiment import Outcome, Sink, check_requests, on_off, warning
 from knee.lab.messages import text
 from knee.lab.records import KvCacheCell, KvCacheMetrics
 from knee.lab.trial import REAL_TIME, Clock, Progress, Trial, hash_tokens, ignore, run_trial
@@ -44,6 +45,7 @@ class KvCacheSpec:
             raise UserError(f"a prompt length is {wrong[0]}: it must be at least 1")
         if len(set(self.lengths)) < len(self.lengths):
             raise UserError("a prompt length is given twice: each is measured once")
+        _ = self.params  # refuses what no request may ask for
 
     @property
     def params(self) -> SamplingParams:
@@ -69,6 +71,12 @@ class _Cell:
     kv_cache: bool
 
 
+def check(llm: LLM, spec: KvCacheSpec) -> None:
+    """Raise `RequestError` or `OutOfMemory` for a length that cannot run, before anything does."""
+    longest = spec.workload(max(spec.lengths))
+    check_requests(_engine(llm, spec, longest, kv_cache=True), longest, spec.params)
+
+
 def run(llm: LLM, spec: KvCacheSpec, sink: Sink, clock: Clock = REAL_TIME, progress: Progress = ignore) -> Outcome:
     """Measure every length with the cache on and off. `progress` is told of each cell before it runs."""
     pairs = [(length, kv_cache) for length in spec.lengths for kv_cache in (True, False)]
@@ -87,14 +95,15 @@ def run(llm: LLM, spec: KvCacheSpec, sink: Sink, clock: Clock = REAL_TIME, progr
     return Outcome(metrics, [] if metrics.same_tokens else [warning("kv_cache_tokens_differ")], findings(metrics))
 
 
+def _engine(llm: LLM, spec: KvCacheSpec, workload: Workload, kv_cache: bool) -> Engine:
+    """With a budget for the whole prompt in one step, since without a cache it is never split."""
+    policy = make_policy("single", max_batched_tokens=workload.longest)
+    return llm.engine(policy, longest=workload.longest, kv_cache=kv_cache, block_size=spec.block_size)
+
+
 def _measure(llm: LLM, spec: KvCacheSpec, cell: _Cell, sink: Sink, clock: Clock) -> KvCacheCell:
     workload = spec.workload(cell.length)
-    engine = llm.engine(
-        make_policy("single", max_batched_tokens=max(cell.length, 1)),
-        longest=workload.longest,
-        kv_cache=cell.kv_cache,
-        block_size=spec.block_size,
-    )
+    engine = _engine(llm, spec, workload, cell.kv_cache)
     engine.clock = clock.now
     warm_up = replace(workload, max_new_tokens=min(_WARM_TOKENS, workload.max_new_tokens))
     run_trial(engine, warm_up, spec.params, Trial(), clock.sleep)

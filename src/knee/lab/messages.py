@@ -277,10 +277,6 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "The prefill chose the first token, the argmax of the last position: {token}.",
         "预填充给出第一个 token（最后位置的 argmax）：{token}。",
     ),
-    "warning.other_load": (
-        "Other programs kept {share} % of this machine's processors busy when the measurement began.",
-        "测量开始时，其他程序占用了本机 {share} % 的处理器。",
-    ),
     "warning.clock_gap": (
         "{seconds} s are missing between the wall clock and the monotonic one: the machine slept, or was set.",
         "墙上时钟与单调时钟相差 {seconds} 秒：测量期间机器休眠过，或时间被调整过。",
@@ -378,6 +374,104 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "Each cell ran once, and one run cannot tell a difference from noise: give --repeats 3 or more.",
         "每组只运行了一次，单次运行无法区分差异与噪声：请用 --repeats 3 或更多。",
     ),
+    # What commands print: tables, one caption each, and the lines around them.
+    "generate.summary": (
+        "{prompt_tokens} → {output_tokens} tokens · prefill {prefill_ms:.1f} ms (cold) · "
+        "decode {decode_ms_per_step:.2f} ms/token · {output_tokens_per_s:.1f} tokens/s",
+        "{prompt_tokens} → {output_tokens} 个 token · 预填充 {prefill_ms:.1f} ms（冷启动）· "
+        "解码 {decode_ms_per_step:.2f} ms/token · {output_tokens_per_s:.1f} tokens/s",
+    ),
+    "generate.summary_one": (
+        "{prompt_tokens} → {output_tokens} token · prefill {prefill_ms:.1f} ms (cold)",
+        "{prompt_tokens} → {output_tokens} 个 token · 预填充 {prefill_ms:.1f} ms（冷启动）",
+    ),
+    "generate.token": ("token", "token"),
+    "generate.logprob": ("logprob", "对数概率"),
+    "generate.others": ("likeliest", "最可能的候选"),
+    "models.alias": ("name", "名称"),
+    "models.source": ("source", "来源"),
+    "models.size": ("size", "大小"),
+    "models.here": ("here", "已下载"),
+    "models.path": ("path", "路径"),
+    "run.kept": ("Kept in {path}", "已保存到 {path}"),
+    "run.interrupted": (
+        "interrupted; what was measured is kept in {path}",
+        "已中断；已测得的数据保存在 {path}",
+    ),
+    "run.warning": ("warning: {message}", "警告：{message}"),
+    "run.heading": ("{model} @ {dtype}, {device}", "{model} @ {dtype}，{device}"),
+    "table.baseline_about": (
+        "Cold is the first forward pass after loading, warm the median of {runs} later ones; the total is warm.",
+        "“冷”是加载后的首次前向，“热”是之后 {runs} 次的中位数；总计按“热”计算。",
+    ),
+    "table.what": ("what", "项目"),
+    "table.each": ("ms/token", "ms/token"),
+    "table.load_model": ("load model", "加载模型"),
+    "table.load_tokenizer": ("load tokenizer", "加载分词器"),
+    "table.tokenize": ("tokenize", "分词"),
+    "table.cold": ("prefill, cold", "预填充（冷）"),
+    "table.warm": ("prefill, warm", "预填充（热）"),
+    "table.loop": ("decode loop, {steps} steps", "解码循环，{steps} 步"),
+    "table.total": ("prefill + decode loop", "预填充 + 解码循环"),
+    "table.speed": ("{speed} tokens/s", "{speed} tokens/s"),
+    "table.kv_shape": ("KV cache {shape}", "KV 缓存 {shape}"),
+    "table.inspect_about": (
+        "One decode step a row: one token in, one out. “no cache” is the same step with the whole prefix run again.",
+        "每行是一个解码步：输入一个 token，输出一个 token。“无缓存”是把整个前缀重新计算的同一步。",
+    ),
+    "table.inspect_prefill": (
+        "Prefill {ms} ms, {ms_off} ms without the cache · logits {logits} · KV cache {layers} x {kv}",
+        "预填充 {ms} ms，无缓存 {ms_off} ms · logits {logits} · KV 缓存 {layers} x {kv}",
+    ),
+    "table.step": ("step", "步"),
+    "table.ms": ("ms", "ms"),
+    "table.ms_off": ("no cache ms", "无缓存 ms"),
+    "table.kv_len": ("KV length", "KV 长度"),
+    "table.token": ("token", "token"),
+    "table.top": ("likeliest", "最可能的候选"),
+    "table.same_yes": (
+        "The hand-written loop, the engine and the loop without a cache gave the same tokens.",
+        "手写循环、引擎、无缓存循环给出的 token 完全一致。",
+    ),
+    "table.kvcache_about": (
+        "First and last are decode steps: flat with the cache, growing with the context without.",
+        "“首步”和“末步”均为解码步：有缓存时基本不变，无缓存时随上下文增长。",
+    ),
+    "table.prompt": ("prompt tokens", "提示词 token"),
+    "table.cache": ("KV cache", "KV 缓存"),
+    "table.prefill": ("prefill ms", "预填充 ms"),
+    "table.first": ("first ms", "首步 ms"),
+    "table.last": ("last ms", "末步 ms"),
+    "table.step_ms": ("ms/step", "ms/步"),
+    "table.total_ms": ("total ms", "总计 ms"),
+    "table.memory": ("KV MiB", "KV MiB"),
+    "table.sweep_about": (
+        "The log's columns: total s, tokens/s, and service time, which it calls mean latency and p95. The user waits "
+        "from arrival: queue, first token (TTFT), last token. Slots: share of the batch in use.",
+        "日志中的列：总时间 s、tokens/s，以及服务时间（日志称“平均延迟”与“p95”）。用户的等待从到达算起："
+        "排队、首 token（TTFT）、末 token。槽位：批中实际占用的比例。",
+    ),
+    "table.policy": ("policy", "策略"),
+    "table.batch": ("batch", "批"),
+    "table.wait": ("wait\nms", "窗口\nms"),
+    "table.total_s": ("total\ns", "总时间\ns"),
+    "table.tokens_per_s": ("tokens/s", "tokens/s"),
+    "table.service_mean": ("service\nms", "服务\nms"),
+    "table.service_p95": ("p95\nms", "p95\nms"),
+    "table.queue": ("queue\nms", "排队\nms"),
+    "table.ttft": ("TTFT\nms", "TTFT\nms"),
+    "table.tpot": ("TPOT\nms", "TPOT\nms"),
+    "table.e2el": ("arrival\nto last\nms", "到达至\n末token\nms"),
+    "table.e2el_p95": ("p95\nms", "p95\nms"),
+    "table.slots": ("slots\n%", "槽位\n%"),
+    "table.tradeoff_about": (
+        "Against the first row. Efficiency is throughput gained per service time paid, as the log computes it.",
+        "相对第一行。效率 = 吞吐增幅 / 服务时间增幅，与日志的算法一致。",
+    ),
+    "table.throughput_change": ("throughput", "吞吐"),
+    "table.service_change": ("service", "服务时间"),
+    "table.e2el_change": ("arrival to last", "到达至末token"),
+    "table.efficiency": ("efficiency", "效率"),
     # Why something is null.
     "note.no_gpu": (
         "GPU utilization: there is no NVIDIA GPU here (no nvidia-smi)",
@@ -405,7 +499,7 @@ def translated(lang: Lang, sentence: str) -> str:
     return sentence
 
 
-_STORED = ("note.", "warning.", "finding.")  # topics whose English words end up in records
+_STORED = ("note.", "warning.", "finding.", "doctor.")  # topics whose English words end up in records
 
 
 @cache

@@ -15,7 +15,7 @@ from knee.engine.engine import Engine
 from knee.engine.policies import Policy, make_policy
 from knee.engine.types import SamplingParams
 from knee.errors import KneeError, UserError
-from knee.lab.experiment import Outcome, Sink, warning
+from knee.lab.experiment import Outcome, Sink, check_requests, warning
 from knee.lab.findings import Measured, findings
 from knee.lab.metrics import requests_that_differ, summarize_cell, tradeoff
 from knee.lab.records import BatchPolicy, RequestRow, StepRow, SweepMetrics, Warning_
@@ -42,10 +42,6 @@ class CellSpec:
     def make(self, token_budget: int) -> Policy:
         """A fresh policy. Raises `UserError` for values that make none."""
         return make_policy(self.policy, self.max_batch_size, self.max_wait_ms, token_budget)
-
-    def as_record(self) -> BatchPolicy:
-        """How a record writes it."""
-        return BatchPolicy(name=self.policy, max_batch_size=self.max_batch_size, max_wait_ms=self.max_wait_ms)
 
 
 def make_cells(
@@ -91,6 +87,16 @@ class SweepSpec:
             cell.make(self.token_budget)
 
     @property
+    def policies(self) -> BatchPolicy:
+        """All of them in one line of a record: the names, the largest batch, the longest window."""
+        windows = [cell.max_wait_ms for cell in self.cells if cell.max_wait_ms is not None]
+        return BatchPolicy(
+            name=", ".join(dict.fromkeys(cell.policy for cell in self.cells)),
+            max_batch_size=self.largest.max_batch_size,
+            max_wait_ms=max(windows, default=None),
+        )
+
+    @property
     def largest(self) -> CellSpec:
         """The cell that needs the most memory."""
         return max(self.cells, key=lambda cell: cell.max_batch_size)
@@ -106,13 +112,20 @@ class SweepSpec:
         return order
 
 
+def check(llm: LLM, spec: SweepSpec) -> None:
+    """Raise `RequestError` or `OutOfMemory` for a sweep that cannot run, before anything does."""
+    check_requests(_engine(llm, spec), spec.workload, spec.params)
+
+
 def run(llm: LLM, spec: SweepSpec, sink: Sink, clock: Clock = REAL_TIME, progress: Progress = ignore) -> Outcome:
     """Measure all cells. `progress` is told of each trial before it runs.
 
     Every trial's rows go to `sink` when it is over, also when it is cut off. Raises `KneeError` if no request of a
     trial came to its end.
     """
-    engine = prepare(llm, spec, clock)
+    engine = _engine(llm, spec)
+    engine.clock = clock.now
+    _warm_up(engine, spec, clock)
     measured = [_Rows() for _ in spec.cells]
     errors: list[str] = []
     order = spec.trials()
@@ -137,24 +150,20 @@ class _Rows:
         self.steps += trial.step_rows()
 
 
-def prepare(llm: LLM, spec: SweepSpec, clock: Clock = REAL_TIME) -> Engine:
-    """One engine for all cells, with room for the largest, warmed up at every batch size.
+def _engine(llm: LLM, spec: SweepSpec) -> Engine:
+    """One engine for all cells, with room for the largest."""
+    policy = spec.largest.make(spec.token_budget)
+    longest = spec.workload.longest
+    return llm.engine(policy, longest=longest, kv_cache=spec.kv_cache, block_size=spec.block_size)
 
-    Raises `OutOfMemory` before anything is allocated if the KV pool does not fit.
-    """
-    engine = llm.engine(
-        spec.largest.make(spec.token_budget),
-        longest=spec.workload.longest,
-        kv_cache=spec.kv_cache,
-        block_size=spec.block_size,
-    )
-    engine.clock = clock.now
+
+def _warm_up(engine: Engine, spec: SweepSpec, clock: Clock) -> None:
+    """A few tokens at every batch size."""
     for size in sorted({cell.max_batch_size for cell in spec.cells}):
         engine.policy = make_policy("continuous", size, max_batched_tokens=spec.token_budget)
         tokens = min(_WARM_TOKENS, spec.workload.max_new_tokens)
         warm_up = replace(spec.workload, requests=size, arrival=Arrival(), max_new_tokens=tokens)
         run_trial(engine, warm_up, spec.params, Trial(), clock.sleep)
-    return engine
 
 
 def _run_cell(engine: Engine, spec: SweepSpec, trial: Trial, sink: Sink, clock: Clock) -> None:

@@ -107,6 +107,10 @@ class Prompt:
     text: str | None = None
 
 
+PLACEHOLDER = Prompt((0,))
+"""Stands for a prompt until there is a model to encode it, so that all else can be checked before one is loaded."""
+
+
 def parse_ids(text: str) -> tuple[int, ...]:
     """Read `1,2,3`. Raises `UserError`."""
     try:

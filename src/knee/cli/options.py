@@ -1,0 +1,135 @@
+"""The options that commands share, as decorators. Lists and numbers are checked as they are read, NaN in none of them.
+
+What a value means is not this file's business: ranges are checked where the value is used, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from knee.cli.terminal import json_option, lang_option, out_option
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Command], Command]
+
+DEFAULT_MODEL = "smollm2-135m"
+
+
+class Number(click.ParamType[float]):
+    """A finite number."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
+class Several(click.ParamType[tuple[Any, ...]]):
+    """Values with commas between them: 1,4,8."""
+
+    def __init__(self, item: click.ParamType[Any], name: str) -> None:
+        self.item = item
+        self.name = name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        if isinstance(value, tuple):  # a default
+            return value
+        return tuple(self.item.convert(part.strip(), param, ctx) for part in value.split(","))
+
+
+NUMBER = Number()
+WHOLE_NUMBERS = Several(click.INT, "1,2,…")
+NUMBERS = Several(NUMBER, "0,10,…")
+NAMES = Several(click.STRING, "name,…")
+
+
+def combined(*options: Decorator[Any]) -> Decorator[Any]:
+    """One decorator for several options, shown in this order."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+model_options = combined(
+    click.option(
+        "--model",
+        default=DEFAULT_MODEL,
+        show_default=True,
+        help="Alias, hub id, folder with config.json and safetensors, or .gguf file.",
+    ),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or reference."),
+    click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16, int8 or int4."),
+    click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the device's choice]"),
+)
+
+prompt_ids_option = click.option(
+    "--prompt-ids", type=WHOLE_NUMBERS, multiple=True, help="A prompt as token ids, 1,2,3; needs no tokenizer."
+)
+
+prompt_options = combined(
+    click.option("--prompt", "prompts", multiple=True, help="A prompt; repeat it for several."),
+    prompt_ids_option,
+    click.option(
+        "--prompts-file",
+        type=click.Path(path_type=Path),
+        help="JSONL with `prompt` or `prompt_ids` a line.",
+    ),
+)
+
+run_options = combined(
+    click.option("--name", help="Name of the experiment.  [default: the command's]"),
+    out_option,
+    json_option,
+    lang_option,
+)
+
+kv_cache_option = click.option(
+    "--kv-cache",
+    type=click.Choice(["on", "off"]),
+    default="on",
+    show_default=True,
+    help="off recomputes the whole prefix at every step.",
+)
+
+block_size_option = click.option(
+    "--block-size", type=click.IntRange(min=1), default=16, show_default=True, help="Tokens in a block of the KV cache."
+)
+
+sampling_options = combined(
+    click.option("--temperature", type=NUMBER, default=0.0, show_default=True, help="0 is greedy."),
+    click.option("--top-k", type=int, default=0, help="Only the k likeliest tokens; 0 is off."),
+    click.option("--top-p", type=NUMBER, default=1.0, help="Only the likeliest tokens up to this probability."),
+    click.option("--min-p", type=NUMBER, default=0.0, help="Only tokens this likely relative to the likeliest."),
+    click.option("--repetition-penalty", type=NUMBER, default=1.0, help="Above 1 makes repeats less likely."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Start of the random generator."),
+)
+
+
+def max_new_tokens_option(default: int) -> Decorator[Any]:
+    """`--max-new-tokens` with the command's own default."""
+    return click.option("--max-new-tokens", type=int, default=default, show_default=True, help="Length of the output.")
+
+
+def ignore_eos_option(default: bool) -> Decorator[Any]:
+    """`--ignore-eos/--no-ignore-eos` with the command's own default."""
+    return click.option(
+        "--ignore-eos/--no-ignore-eos",
+        default=default,
+        show_default=True,
+        help="Go on after the end of the text, so that every request gets all its tokens.",
+    )
