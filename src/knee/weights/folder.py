@@ -13,8 +13,7 @@ from typing import Any
 
 from knee.errors import ModelLoadError
 from knee.weights.checkpoint import Checkpoint
-from knee.weights.safetensors import read_safetensors
-from knee.weights.tensor import MappedTensor
+from knee.weights.safetensors import SafetensorsTensor, read_safetensors
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -70,7 +69,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_tensors(folder: Path) -> tuple[tuple[Path, ...], dict[str, MappedTensor]]:
+def _read_tensors(folder: Path) -> tuple[tuple[Path, ...], dict[str, SafetensorsTensor]]:
     """The weights' files, and what is in them."""
     if (folder / WEIGHTS).is_file():
         return (folder / WEIGHTS,), read_safetensors(folder / WEIGHTS)
@@ -85,7 +84,7 @@ def _read_tensors(folder: Path) -> tuple[tuple[Path, ...], dict[str, MappedTenso
     raise ModelLoadError(f"{folder} holds no weights; put {WEIGHTS} there")
 
 
-def _read_shards(folder: Path) -> tuple[tuple[Path, ...], dict[str, MappedTensor]]:
+def _read_shards(folder: Path) -> tuple[tuple[Path, ...], dict[str, SafetensorsTensor]]:
     weight_map = read_json_object(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelLoadError(f"{folder / INDEX}: weight_map is missing; it says which file holds which tensor")

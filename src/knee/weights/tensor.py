@@ -88,7 +88,7 @@ class MappedTensor:
         with np.errstate(all="ignore"):  # what is not finite is reported below
             for start in range(0, len(blocks), step):
                 chunks[start : start + step] = storage.decode(blocks[start : start + step])
-        _check_finite(self.name, values)
+        check_finite(self.name, values)
         return values
 
     def _stored(self) -> NDArray[np.uint8]:
@@ -121,7 +121,7 @@ def map_file(path: Path) -> memoryview:
         raise ModelLoadError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def _check_finite(name: str, values: NDArray[np.float32]) -> None:
+def check_finite(name: str, values: NDArray[np.float32]) -> None:
     """The sum of squares finds every NaN and infinity at the speed of memory; huge weights may overflow it too."""
     flat = values.reshape(-1)
     with np.errstate(all="ignore"):

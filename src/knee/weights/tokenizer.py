@@ -57,17 +57,12 @@ class Tokenizer:
         return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that one token stands for, which may be part of a character. Empty for an unused id."""
-        token = self.backend.id_to_token(token_id)
-        if token is None:
-            return b""
-        if token_id in self._added:
-            return token.encode()
-        return self._to_bytes(token)
+        """The bytes that one token adds to a text, perhaps part of a character. Empty for a special or unused id."""
+        return b"" if token_id in self._special else self._spelled(token_id)
 
     def token_text(self, token_id: int) -> str:
         """One token for people: what a terminal would obey or not show is escaped (`\\n`, `\\u202e`, `\\xe2`)."""
-        text = self.token_bytes(token_id).decode("utf-8", "backslashreplace")
+        text = self._spelled(token_id).decode("utf-8", "backslashreplace")
         return "".join(char if char.isprintable() else _escape(char) for char in text) or f"<{token_id}>"
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
@@ -79,9 +74,20 @@ class Tokenizer:
         context = {"messages": list(messages), "add_generation_prompt": add_generation_prompt, **self.special_tokens}
         return render(self.chat_template, context)
 
+    def _spelled(self, token_id: int) -> bytes:
+        """The bytes of a token's own spelling, a special one's included. Empty for an unused id."""
+        token = self.backend.id_to_token(token_id)
+        if token is None:
+            return b""
+        return token.encode() if token_id in self._added else self._to_bytes(token)
+
     @cached_property
     def _added(self) -> frozenset[int]:
         return frozenset(self.backend.get_added_tokens_decoder())
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        return frozenset(id for id, token in self.backend.get_added_tokens_decoder().items() if token.special)
 
     def _to_bytes(self, token: str) -> bytes:
         if self._spelling == "byte level":
