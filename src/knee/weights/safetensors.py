@@ -40,7 +40,7 @@ def read_safetensors(path: Path) -> dict[str, SafetensorsTensor]:
     """A file's tensors by name. `ModelLoadError` says what is wrong with its header, or that a type is not read."""
     _check_header_size(path)
     try:
-        file = safe_open(path, framework="np")
+        file: Any = safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:
         raise ModelLoadError(f"{path.name} is cut short or damaged ({error}): download it again") from None
     return {name: _tensor(path, file, name) for name in file.offset_keys()}
