@@ -24,7 +24,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "see
 @click.command()
 @prompt_options
 @max_new_tokens_option(10)
-@ignore_eos_option(False)
+@ignore_eos_option(True)
 @click.option("--warm-prefills", type=int, default=5, show_default=True, help="Repeats after the cold prefill.")
 @sampling_options
 @model_options

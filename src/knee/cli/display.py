@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -58,8 +58,9 @@ def print_record(record: Record, lang: Lang) -> None:
             _kvcache(metrics, say, out)
         case SweepMetrics() as metrics:
             _sweep(metrics, say, out)
-            _sentences([translated(lang, finding) for finding in metrics.findings], out)
-    _sentences([translated(lang, note) for note in record.notes], out)
+    findings = record.metrics.findings if isinstance(record.metrics, SweepMetrics) else []
+    _sentences([translated(lang, sentence) for sentence in [*findings, *record.notes]], out)
+    out.print()
 
 
 @contextmanager
@@ -78,10 +79,10 @@ def progress_bar() -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     with Bar(*columns, console=screen, auto_refresh=False, transient=True) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task("", visible=False)
 
         def show(number: int, total: int, label: str) -> None:
-            bar.update(task, completed=number, total=total, description=label, refresh=True)
+            bar.update(task, completed=number, total=total, description=label, visible=True, refresh=True)
 
         yield show
 
@@ -89,13 +90,9 @@ def progress_bar() -> Iterator[Progress]:
 # --- numbers and tables ------------------------------------------------------------------------------------------
 
 
-def number(value: float | None) -> str:
-    """About three digits that mean something: 0.123, 4.52, 40.7, 434, 12,345."""
-    if value is None:
-        return NOTHING
-    size = abs(value)
-    digits = 0 if size >= 100 or value == 0 else 1 if size >= 10 else 2 if size >= 1 else 3
-    return f"{value:,.{digits}f}"
+def number(value: float | None, decimals: int = 2) -> str:
+    """1,432.10, or a dash where there is none."""
+    return NOTHING if value is None else f"{value:,.{decimals}f}"
 
 
 def percent(share: float) -> str:
@@ -105,41 +102,58 @@ def percent(share: float) -> str:
 
 @dataclass(frozen=True)
 class _Column:
-    """A column: its header's message, what it shows of a row, how it looks."""
+    """A column: its header's message ("" for none), what it shows of a row, how it looks.
+
+    Numbers are shown with as many decimals as suit the largest one of the column, so that they can be compared.
+    """
 
     key: str
-    show: Callable[[Any], str]
+    show: Callable[[Any], str | float | None]
     style: str = ""
-    justify: Any = "right"
+    left: bool = False
     wide_only: bool = False
+    shrinks: bool = False
+
+    def cells(self, rows: Sequence[Any]) -> list[str]:
+        """The column's texts."""
+        values = [self.show(row) for row in rows]
+        largest = max((abs(value) for value in values if isinstance(value, float)), default=0.0)
+        decimals = 0 if largest >= 1000 else 1 if largest >= 10 else 2 if largest >= 1 else 3
+        return [value if isinstance(value, str) else number(value, decimals) for value in values]
 
 
 def _print_table(rows: Sequence[Any], columns: Sequence[_Column], say: Say, out: Console, about: str) -> None:
     shown = [column for column in columns if out.width >= _WIDE or not column.wide_only]
-    table = Table(box=SIMPLE_HEAD, header_style="dim", pad_edge=False, padding=(0, 1), border_style="dim")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, header_style="dim", border_style="dim", padding=(0, 1))
     for column in shown:
         table.add_column(
-            say(f"table.{column.key}"), justify=column.justify, style=column.style, no_wrap=True, vertical="bottom"
+            say(f"table.{column.key}") if column.key else "",
+            justify="left" if column.left else "right",
+            style=column.style,
+            no_wrap=not column.shrinks,  # rich takes room from the columns that may wrap, before all others
+            vertical="bottom",
         )
-    for row in rows:
-        table.add_row(*(Text(visible(column.show(row))) for column in shown))
-    out.print(Padding(table, (0, 0, 0, 2)))
-    out.print(Padding(Text(about, style="dim"), (0, 2, 0, 2)))
+    for row in zip(*(column.cells(rows) for column in shown), strict=True):
+        table.add_row(*(Text(visible(cell), no_wrap=True, overflow="ellipsis") for cell in row))
+    out.print(_indented(table))
+    out.print(_indented(Text(about, style="dim")))
+
+
+def _indented(what: RenderableType) -> Padding:
+    return Padding(what, (1, 2, 0, 2), expand=False)
 
 
 def _sentences(sentences: Sequence[str], out: Console) -> None:
+    if not sentences:
+        return
+    grid = Table.grid(padding=(0, 1))
     for sentence in sentences:
-        grid = Table.grid(padding=(0, 1))
-        grid.add_row("  ·", Text(visible(sentence)))
-        out.print(grid)
+        grid.add_row("·", Text(visible(sentence)))
+    out.print(_indented(grid))
 
 
 def _shape(shape: Sequence[int] | None) -> str:
     return NOTHING if shape is None else f"({', '.join(map(str, shape))})"
-
-
-def _quoted(words: str) -> str:
-    return f"“{visible(words)}”"
 
 
 # --- baseline ----------------------------------------------------------------------------------------------------
@@ -156,17 +170,21 @@ def _baseline(metrics: BaselineMetrics, say: Say, out: Console) -> None:
         (say("table.total"), metrics.total_generate_ms, None),
     ]
     columns = (
-        _Column("what", lambda row: row[0], justify="left"),
+        _Column("", lambda row: row[0], left=True),
         _Column("ms", lambda row: number(row[1]), "bold"),
         _Column("each", lambda row: "" if row[2] is None else number(row[2])),
     )
     _print_table(rows, columns, say, out, say("table.baseline_about", runs=len(metrics.prefill_runs_ms)))
     speed = say("table.speed", speed=number(metrics.output_tokens_per_s))
-    tokens = f" · {metrics.prompt_tokens} → {metrics.output_tokens} tokens · "
-    shape = say("table.kv_shape", shape=_shape(metrics.kv_cache_shape))
-    out.print(Text.assemble("\n  ", (speed, "bold"), tokens, shape))
-    output = ", ".join(map(str, metrics.token_ids)) if metrics.text is None else _quoted(metrics.text)
-    out.print(Padding(Text(output, style="italic"), (0, 2, 1, 2)))
+    more = say(
+        "table.baseline_more",
+        prompt=metrics.prompt_tokens,
+        output=metrics.output_tokens,
+        shape=_shape(metrics.kv_cache_shape),
+    )
+    out.print(_indented(Text.assemble((speed, "bold"), f" · {more}")))
+    output = ", ".join(map(str, metrics.token_ids)) if metrics.text is None else f"“{visible(metrics.text)}”"
+    out.print(_indented(Text(output, style="italic")))
 
 
 # --- inspect -----------------------------------------------------------------------------------------------------
@@ -183,25 +201,23 @@ def _inspect(metrics: InspectMetrics, say: Say, out: Console) -> None:
         layers=prefill.kv_layers,
         kv=_shape(prefill.kv_shape),
     )
-    out.print(Padding(Text(line), (1, 2, 0, 2)))
-    candidates = 5 if out.width >= _WIDE else 3
+    out.print(_indented(Text(line)))
     columns = (
         _Column("step", lambda row: str(row[0].step)),
         _Column("kv_len", lambda row: str(row[0].kv_len)),
-        _Column("ms", lambda row: number(row[0].ms), "bold"),
-        _Column("ms_off", lambda row: number(row[1].ms)),
-        _Column("token", lambda row: _token(row[0].token_id, row[0].token), "bold", "left"),
-        _Column("top", lambda row: _candidates(row[0], candidates), "dim", "left"),
+        _Column("ms", lambda row: row[0].ms, "bold"),
+        _Column("ms_off", lambda row: row[1].ms),
+        _Column("token", lambda row: _token(row[0].token_id, row[0].token), "bold", left=True),
+        _Column("top", lambda row: _candidates(row[0]), "dim", left=True, shrinks=True),
     )
     rows = list(zip(metrics.steps, off.steps, strict=True))
     _print_table(rows, columns, say, out, say("table.inspect_about"))
     if metrics.matches_generate and off.same_tokens:
-        _sentences([say("table.same_yes")], out)
+        out.print(_indented(Text(say("table.same_yes"))))
 
 
-def _candidates(step: InspectStep, count: int) -> str:
-    named = [f"{_short(top.token or str(top.token_id))} {math.exp(top.logprob):.0%}" for top in step.top[:count]]
-    return "  ".join(named)
+def _candidates(step: InspectStep) -> str:
+    return " · ".join(f"{_short(top.token or str(top.token_id))} {math.exp(top.logprob):.0%}" for top in step.top)
 
 
 def _token(token_id: int, token: str | None) -> str:
@@ -215,34 +231,34 @@ def _short(token: str) -> str:
 def print_logprobs(rows: Sequence[dict[str, Any]], lang: Lang) -> None:
     """Each token with its log probability and its rivals, on stderr."""
     out = Console(stderr=True)
-    table = Table(box=SIMPLE_HEAD, header_style="dim", pad_edge=False, border_style="dim")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, header_style="dim", border_style="dim")
     table.add_column(text(lang, "generate.token"), style="bold")
     table.add_column(text(lang, "generate.logprob"), justify="right")
-    table.add_column(text(lang, "generate.others"), style="dim")
+    table.add_column(text(lang, "generate.others"), style="dim", no_wrap=True)
     for row in rows:
         rivals = "  ".join(f"{_token(top['token_id'], top['token'])} {top['logprob']:.2f}" for top in row["top"])
         logprob = NOTHING if row["logprob"] is None else f"{row['logprob']:.2f}"
         table.add_row(Text(visible(_token(row["token_id"], row["token"]))), logprob, Text(visible(rivals)))
-    out.print(table)
+    out.print(_indented(table))
 
 
 # --- kvcache -----------------------------------------------------------------------------------------------------
 
 
 def _kvcache(metrics: KvCacheMetrics, say: Say, out: Console) -> None:
-    def decode_step(cell: KvCacheCell, index: int) -> str:
+    def decode_step(cell: KvCacheCell, index: int) -> float | None:
         steps = cell.token_ms[1:]
-        return number(steps[index] if steps else None)
+        return steps[index] if steps else None
 
     columns = (
         _Column("prompt", lambda cell: str(cell.prompt_length)),
-        _Column("cache", lambda cell: say(f"switch.{cell.kv_cache}"), justify="left"),
-        _Column("prefill", lambda cell: number(cell.prefill_ms)),
+        _Column("cache", lambda cell: say(f"switch.{cell.kv_cache}"), left=True),
+        _Column("prefill", lambda cell: cell.prefill_ms),
         _Column("first", lambda cell: decode_step(cell, 0)),
         _Column("last", lambda cell: decode_step(cell, -1)),
-        _Column("step_ms", lambda cell: number(cell.decode_ms_per_step), "bold"),
-        _Column("total_ms", lambda cell: number(cell.total_ms)),
-        _Column("memory", lambda cell: number(cell.kv_bytes / 2**20) if cell.kv_cache == "on" else NOTHING),
+        _Column("step_ms", lambda cell: cell.decode_ms_per_step, "bold"),
+        _Column("total_ms", lambda cell: cell.total_ms),
+        _Column("memory", lambda cell: cell.kv_bytes / 2**20 if cell.kv_cache == "on" else None),
     )
     _print_table(metrics.cells, columns, say, out, say("table.kvcache_about"))
 
@@ -254,7 +270,6 @@ def _sweep(metrics: SweepMetrics, say: Say, out: Console) -> None:
     _print_table(metrics.cells, _SWEEP, say, out, say("table.sweep_about"))
     if len(metrics.tradeoff) > 1:
         _print_table(metrics.tradeoff, _TRADEOFF, say, out, say("table.tradeoff_about"))
-    out.print()
 
 
 def _wait(of: SweepCell | Tradeoff) -> str:
@@ -262,21 +277,21 @@ def _wait(of: SweepCell | Tradeoff) -> str:
 
 
 _SETTING = (
-    _Column("policy", lambda cell: cell.policy, justify="left"),
+    _Column("policy", lambda cell: cell.policy, left=True),
     _Column("batch", lambda cell: str(cell.max_batch_size)),
     _Column("wait", _wait),
 )
 _SWEEP = (
     *_SETTING,
     _Column("total_s", lambda cell: f"{cell.duration_s:.3f}"),
-    _Column("tokens_per_s", lambda cell: number(cell.output_throughput), "bold"),
-    _Column("service_mean", lambda cell: number(cell.service_ms.mean)),
-    _Column("service_p95", lambda cell: number(cell.service_ms.p95)),
-    _Column("queue", lambda cell: number(cell.queue_ms.mean)),
-    _Column("ttft", lambda cell: number(cell.ttft_ms.mean)),
-    _Column("tpot", lambda cell: number(cell.tpot_ms.mean), wide_only=True),
-    _Column("e2el", lambda cell: number(cell.e2el_ms.mean), "bold"),
-    _Column("e2el_p95", lambda cell: number(cell.e2el_ms.p95)),
+    _Column("tokens_per_s", lambda cell: cell.output_throughput, "bold"),
+    _Column("service_mean", lambda cell: cell.service_ms.mean),
+    _Column("service_p95", lambda cell: cell.service_ms.p95),
+    _Column("queue", lambda cell: cell.queue_ms.mean),
+    _Column("ttft", lambda cell: cell.ttft_ms.mean),
+    _Column("tpot", lambda cell: cell.tpot_ms.mean, wide_only=True),
+    _Column("e2el", lambda cell: cell.e2el_ms.mean, "bold"),
+    _Column("e2el_p95", lambda cell: cell.e2el_ms.p95),
     _Column("slots", lambda cell: f"{cell.slot_utilization * 100:.0f}", wide_only=True),
 )
 _TRADEOFF = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,7 +12,6 @@ import click
 
 from knee.cli.terminal import print_json, tell
 from knee.errors import UserError
-from knee.lab.baseline import timed_encode
 from knee.lab.experiment import Outcome, Setting, Sink, draft, perform
 from knee.lab.messages import text, translated
 from knee.lab.records import BatchPolicy, Kind, Record
@@ -34,8 +34,9 @@ def one_source(options: Options) -> Source:
 
 def encode_one(llm: LLM, source: Source) -> tuple[Prompt, float | None]:
     """Token ids of a prompt, and the milliseconds that a text took. Raises `RequestError` for an empty one."""
+    started = time.perf_counter()
     [prompt] = encode_sources([source], llm.encode)
-    return prompt, timed_encode(llm, source)[1] if isinstance(source, str) else None
+    return prompt, (time.perf_counter() - started) * 1e3 if isinstance(source, str) else None
 
 
 def load(options: Options) -> LLM:

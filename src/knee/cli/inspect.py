@@ -20,7 +20,7 @@ from knee.cli.options import (
 @click.command()
 @prompt_options
 @max_new_tokens_option(10)
-@ignore_eos_option(False)
+@ignore_eos_option(True)
 @model_options
 @block_size_option
 @run_options

@@ -7,7 +7,6 @@ then the run whose decode loop is reported.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from statistics import median
@@ -21,7 +20,7 @@ from knee.lab.experiment import Outcome, Sink, check_requests
 from knee.lab.messages import text
 from knee.lab.records import BaselineMetrics
 from knee.lab.trial import REAL_TIME, Clock, Trial, run_trial
-from knee.lab.workload import Prompt, Workload
+from knee.lab.workload import Workload
 from knee.llm import DEFAULT_BLOCK_SIZE, LLM
 
 MIN_WARM_PREFILLS = 5
@@ -45,13 +44,6 @@ class BaselineSpec:
             raise UserError(
                 f"the number of warm prefills is {self.warm_prefills}: it must be at least {MIN_WARM_PREFILLS}"
             )
-
-
-def timed_encode(llm: LLM, prompt: str) -> tuple[Prompt, float]:
-    """A prompt's token ids, and the milliseconds that they took to make."""
-    started = time.perf_counter()
-    ids = tuple(llm.encode(prompt))
-    return Prompt(ids, prompt), (time.perf_counter() - started) * 1e3
 
 
 def check(llm: LLM, spec: BaselineSpec) -> None:

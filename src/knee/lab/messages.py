@@ -404,7 +404,6 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "Cold is the first forward pass after loading, warm the median of {runs} later ones; the total is warm.",
         "“冷”是加载后的首次前向，“热”是之后 {runs} 次的中位数；总计按“热”计算。",
     ),
-    "table.what": ("what", "项目"),
     "table.each": ("ms/token", "ms/token"),
     "table.load_model": ("load model", "加载模型"),
     "table.load_tokenizer": ("load tokenizer", "加载分词器"),
@@ -414,7 +413,10 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
     "table.loop": ("decode loop, {steps} steps", "解码循环，{steps} 步"),
     "table.total": ("prefill + decode loop", "预填充 + 解码循环"),
     "table.speed": ("{speed} tokens/s", "{speed} tokens/s"),
-    "table.kv_shape": ("KV cache {shape}", "KV 缓存 {shape}"),
+    "table.baseline_more": (
+        "{prompt} → {output} tokens · KV cache {shape}",
+        "{prompt} → {output} 个 token · KV 缓存 {shape}",
+    ),
     "table.inspect_about": (
         "One decode step a row: one token in, one out. “no cache” is the same step with the whole prefix run again.",
         "每行是一个解码步：输入一个 token，输出一个 token。“无缓存”是把整个前缀重新计算的同一步。",
