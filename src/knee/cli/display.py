@@ -7,6 +7,7 @@ records only, so the same table can be printed of an old one.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -38,7 +40,7 @@ from knee.lab.records import (
 from knee.lab.trial import Progress, ignore
 
 NOTHING = "—"
-_WIDE = 96  # columns from which on a table shows all it has
+_GAP, _MARGIN, _SHRUNK = 2, 4, 16  # characters: between columns, beside tables, at least in one that shrinks
 
 Say = Callable[..., str]
 
@@ -105,13 +107,14 @@ class _Column:
     """A column: its header's message ("" for none), what it shows of a row, how it looks.
 
     Numbers are shown with as many decimals as suit the largest one of the column, so that they can be compared.
+    Where the terminal is narrow, columns with a `rank` are left out, the highest first.
     """
 
     key: str
     show: Callable[[Any], str | float | None]
     style: str = ""
     left: bool = False
-    wide_only: bool = False
+    rank: int = 0
     shrinks: bool = False
 
     def cells(self, rows: Sequence[Any]) -> list[str]:
@@ -121,13 +124,38 @@ class _Column:
         decimals = 0 if largest >= 1000 else 1 if largest >= 10 else 2 if largest >= 1 else 3
         return [value if isinstance(value, str) else number(value, decimals) for value in values]
 
+    def header(self, say: Say) -> str:
+        """Its name, in one line or more."""
+        return say(f"table.{self.key}") if self.key else ""
+
+    def width(self, rows: Sequence[Any], say: Say) -> int:
+        """Characters of room that it needs, with the gap to the next one."""
+        if self.shrinks:
+            return _GAP + _SHRUNK
+        return _GAP + max(map(cell_len, [*self.header(say).split("\n"), *self.cells(rows)]))
+
+
+def _fitting(columns: Sequence[_Column], rows: Sequence[Any], say: Say, room: int) -> list[_Column]:
+    """The columns without those that there is no room for."""
+    shown = list(columns)
+    while sum(column.width(rows, say) for column in shown) > room and any(column.rank for column in shown):
+        shown.remove(max(shown, key=lambda column: column.rank))
+    return shown
+
 
 def _print_table(rows: Sequence[Any], columns: Sequence[_Column], say: Say, out: Console, about: str) -> None:
-    shown = [column for column in columns if out.width >= _WIDE or not column.wide_only]
-    table = Table(box=SIMPLE_HEAD, show_edge=False, header_style="dim", border_style="dim", padding=(0, 1))
+    shown = _fitting(columns, rows, say, out.width - _MARGIN)
+    table = Table(
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="dim",
+        border_style="dim",
+    )
     for column in shown:
         table.add_column(
-            say(f"table.{column.key}") if column.key else "",
+            column.header(say),
             justify="left" if column.left else "right",
             style=column.style,
             no_wrap=not column.shrinks,  # rich takes room from the columns that may wrap, before all others
@@ -136,7 +164,9 @@ def _print_table(rows: Sequence[Any], columns: Sequence[_Column], say: Say, out:
     for row in zip(*(column.cells(rows) for column in shown), strict=True):
         table.add_row(*(Text(visible(cell), no_wrap=True, overflow="ellipsis") for cell in row))
     out.print(_indented(table))
-    out.print(_indented(Text(about, style="dim")))
+    caption = _wrapped(about, out.width - _MARGIN)
+    caption.stylize("dim")
+    out.print(_indented(caption))
 
 
 def _indented(what: RenderableType) -> Padding:
@@ -148,8 +178,22 @@ def _sentences(sentences: Sequence[str], out: Console) -> None:
         return
     grid = Table.grid(padding=(0, 1))
     for sentence in sentences:
-        grid.add_row("·", Text(visible(sentence)))
+        grid.add_row("·", _wrapped(visible(_UNIT.sub("\u00a0", sentence)), out.width - _MARGIN - 2))
     out.print(_indented(grid))
+
+
+_UNIT = re.compile(r"(?<=\d) (?=%|ms\b)| (?=/ )|(?<= /) ")  # spaces at which no line should end
+_PIECE = re.compile(r"[^ \u2e80-\uffef]+ *| +|[\u2e80-\uffef] *")  # a word, or one character where there are no spaces
+
+
+def _wrapped(words: str, width: int) -> Text:
+    """Lines of at most `width` cells; rich alone would break Chinese at its few spaces only."""
+    lines = [""]
+    for piece in _PIECE.findall(words):
+        if lines[-1] and cell_len(lines[-1]) + cell_len(piece.rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return Text("\n".join(line.rstrip() for line in lines))
 
 
 def _shape(shape: Sequence[int] | None) -> str:
@@ -254,8 +298,8 @@ def _kvcache(metrics: KvCacheMetrics, say: Say, out: Console) -> None:
         _Column("prompt", lambda cell: str(cell.prompt_length)),
         _Column("cache", lambda cell: say(f"switch.{cell.kv_cache}"), left=True),
         _Column("prefill", lambda cell: cell.prefill_ms),
-        _Column("first", lambda cell: decode_step(cell, 0)),
-        _Column("last", lambda cell: decode_step(cell, -1)),
+        _Column("first", lambda cell: decode_step(cell, 0), rank=1),
+        _Column("last", lambda cell: decode_step(cell, -1), rank=1),
         _Column("step_ms", lambda cell: cell.decode_ms_per_step, "bold"),
         _Column("total_ms", lambda cell: cell.total_ms),
         _Column("memory", lambda cell: cell.kv_bytes / 2**20 if cell.kv_cache == "on" else None),
@@ -287,12 +331,12 @@ _SWEEP = (
     _Column("tokens_per_s", lambda cell: cell.output_throughput, "bold"),
     _Column("service_mean", lambda cell: cell.service_ms.mean),
     _Column("service_p95", lambda cell: cell.service_ms.p95),
-    _Column("queue", lambda cell: cell.queue_ms.mean),
-    _Column("ttft", lambda cell: cell.ttft_ms.mean),
-    _Column("tpot", lambda cell: cell.tpot_ms.mean, wide_only=True),
+    _Column("queue", lambda cell: cell.queue_ms.mean, rank=1),
+    _Column("ttft", lambda cell: cell.ttft_ms.mean, rank=3),
+    _Column("tpot", lambda cell: cell.tpot_ms.mean, rank=5),
     _Column("e2el", lambda cell: cell.e2el_ms.mean, "bold"),
-    _Column("e2el_p95", lambda cell: cell.e2el_ms.p95),
-    _Column("slots", lambda cell: f"{cell.slot_utilization * 100:.0f}", wide_only=True),
+    _Column("e2el_p95", lambda cell: cell.e2el_ms.p95, rank=2),
+    _Column("slots", lambda cell: f"{cell.slot_utilization * 100:.0f}", rank=4),
 )
 _TRADEOFF = (
     *_SETTING,

@@ -109,15 +109,17 @@ def _batching(base: Measured, best: Measured) -> str:
 def _about_windows(measured: Sequence[Measured]) -> list[str]:
     """For each batch size of dynamic batching: every window against the shortest."""
     windowed = [one for one in measured if one.cell.max_wait_ms is not None]
-    sentences = []
+    sentences, pointless = [], []
     for size in dict.fromkeys(one.cell.max_batch_size for one in windowed):
         members = [one for one in windowed if one.cell.max_batch_size == size]
         base = min(members, key=lambda one: one.cell.max_wait_ms or 0.0)
         others = [one for one in members if one is not base]
         if others and all(one.always_full for one in members):
-            sentences.append(text("en", "finding.window_cannot_matter", size=size))
+            pointless.append(str(size))
         else:
             sentences += [_window(base, other) for other in others]
+    if pointless:
+        sentences.append(text("en", "finding.window_cannot_matter", sizes=", ".join(pointless)))
     return sentences
 
 

@@ -335,9 +335,9 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "批处理：{best} 与 {base} 的多次重复相互重叠，无法区分。",
     ),
     "finding.window_cannot_matter": (
-        "The wait window cannot matter at batch {size}: every batch was full or the last when it started, so what "
+        "The wait window cannot matter at batch {sizes}: every batch was full or the last when it started, so what "
         "differs between windows is noise.",
-        "批大小为 {size} 时等待窗口不可能有影响：每个批次开始时都已满或是最后一批，不同窗口之间的差异是噪声。",
+        "批大小为 {sizes} 时等待窗口不可能有影响：每个批次开始时都已满或是最后一批，不同窗口之间的差异是噪声。",
     ),
     "finding.window_once": (
         "The wait window: {other} against {base} has {latency} latency from arrival and {throughput} throughput, but "
@@ -401,8 +401,8 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
     "run.warning": ("warning: {message}", "警告：{message}"),
     "run.heading": ("{model} @ {dtype}, {device}", "{model} @ {dtype}，{device}"),
     "table.baseline_about": (
-        "Cold is the first forward pass after loading, warm the median of {runs} later ones; the total is warm.",
-        "“冷”是加载后的首次前向，“热”是之后 {runs} 次的中位数；总计按“热”计算。",
+        "Cold: the first forward pass after loading. Warm: the median of {runs} later ones.",
+        "冷：加载后的首次前向。热：之后 {runs} 次的中位数。",
     ),
     "table.each": ("ms/token", "ms/token"),
     "table.load_model": ("load model", "加载模型"),
@@ -411,14 +411,14 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
     "table.cold": ("prefill, cold", "预填充（冷）"),
     "table.warm": ("prefill, warm", "预填充（热）"),
     "table.loop": ("decode loop, {steps} steps", "解码循环，{steps} 步"),
-    "table.total": ("prefill + decode loop", "预填充 + 解码循环"),
+    "table.total": ("total, warm", "总计（热）"),
     "table.speed": ("{speed} tokens/s", "{speed} tokens/s"),
     "table.baseline_more": (
         "{prompt} → {output} tokens · KV cache {shape}",
         "{prompt} → {output} 个 token · KV 缓存 {shape}",
     ),
     "table.inspect_about": (
-        "One decode step a row: one token in, one out. “no cache” is the same step with the whole prefix run again.",
+        "A row is a decode step: one token in, one out. “no cache” is that step with the whole prefix run again.",
         "每行是一个解码步：输入一个 token，输出一个 token。“无缓存”是把整个前缀重新计算的同一步。",
     ),
     "table.inspect_prefill": (
@@ -439,19 +439,19 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "First and last are decode steps: flat with the cache, growing with the context without.",
         "“首步”和“末步”均为解码步：有缓存时基本不变，无缓存时随上下文增长。",
     ),
-    "table.prompt": ("prompt tokens", "提示词 token"),
-    "table.cache": ("KV cache", "KV 缓存"),
-    "table.prefill": ("prefill ms", "预填充 ms"),
-    "table.first": ("first ms", "首步 ms"),
-    "table.last": ("last ms", "末步 ms"),
+    "table.prompt": ("prompt\ntokens", "提示词\ntoken"),
+    "table.cache": ("KV\ncache", "KV\n缓存"),
+    "table.prefill": ("prefill\nms", "预填充\nms"),
+    "table.first": ("first\nms", "首步\nms"),
+    "table.last": ("last\nms", "末步\nms"),
     "table.step_ms": ("ms/step", "ms/步"),
-    "table.total_ms": ("total ms", "总计 ms"),
-    "table.memory": ("KV MiB", "KV MiB"),
+    "table.total_ms": ("total\nms", "总计\nms"),
+    "table.memory": ("KV\nMiB", "KV\nMiB"),
     "table.sweep_about": (
-        "The log's columns: total s, tokens/s, and service time, which it calls mean latency and p95. The user waits "
-        "from arrival: queue, first token (TTFT), last token. Slots: share of the batch in use.",
-        "日志中的列：总时间 s、tokens/s，以及服务时间（日志称“平均延迟”与“p95”）。用户的等待从到达算起："
-        "排队、首 token（TTFT）、末 token。槽位：批中实际占用的比例。",
+        "total s, tokens/s, service time and its p95 are the log's columns; what it calls latency is service time. "
+        "Here latency is what a user waits: from arrival to the last token, queue included.",
+        "总时间 s、tokens/s、服务时间及其 p95 对应日志的列；日志所称“延迟”即服务时间。这里的延迟是用户真正的等待："
+        "从到达到末 token，含排队。",
     ),
     "table.policy": ("policy", "策略"),
     "table.batch": ("batch", "批"),
@@ -463,7 +463,7 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
     "table.queue": ("queue\nms", "排队\nms"),
     "table.ttft": ("TTFT\nms", "TTFT\nms"),
     "table.tpot": ("TPOT\nms", "TPOT\nms"),
-    "table.e2el": ("arrival\nto last\nms", "到达至\n末token\nms"),
+    "table.e2el": ("latency\nms", "延迟\nms"),
     "table.e2el_p95": ("p95\nms", "p95\nms"),
     "table.slots": ("slots\n%", "槽位\n%"),
     "table.tradeoff_about": (
@@ -472,7 +472,7 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
     ),
     "table.throughput_change": ("throughput", "吞吐"),
     "table.service_change": ("service", "服务时间"),
-    "table.e2el_change": ("arrival to last", "到达至末token"),
+    "table.e2el_change": ("latency", "延迟"),
     "table.efficiency": ("efficiency", "效率"),
     # Why something is null.
     "note.no_gpu": (

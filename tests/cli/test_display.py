@@ -1,0 +1,79 @@
+"""Tables fit the terminal, no number is cut, and both languages say everything."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from knee.cli import display
+from knee.lab.messages import Lang
+from knee.lab.records import Record
+from tests.lab.samples import METRICS, record
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, made: Record, lang: Lang, width: int) -> str:
+    screen = io.StringIO()
+    monkeypatch.setattr(display, "console", lambda: Console(file=screen, width=width))
+    display.print_record(made, lang)
+    return screen.getvalue()
+
+
+@pytest.mark.parametrize("kind", METRICS)
+@pytest.mark.parametrize("lang", ["en", "zh"])
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_a_page_fits_and_cuts_no_number(monkeypatch: pytest.MonkeyPatch, kind: str, lang: Lang, width: int) -> None:
+    for line in shown(monkeypatch, record(kind), lang, width).splitlines():
+        assert cell_len(line) <= width
+        assert "…" not in line or kind == "inspect"
+
+
+def test_numbers_of_a_column_have_the_same_decimals() -> None:
+    column = display._Column("ms", lambda row: row)
+    assert column.cells([88.84, 131.0, None]) == ["88.8", "131.0", "—"]
+    assert column.cells([4.03, 5.256]) == ["4.03", "5.26"]
+    assert column.cells([0.614, 0.7]) == ["0.614", "0.700"]
+    assert column.cells([1432.4, 12.0]) == ["1,432", "12"]
+    assert column.cells([]) == []
+
+
+def test_lines_end_at_spaces_or_between_chinese_characters_and_lose_nothing() -> None:
+    words = "从到达算起的平均延迟最低：dynamic (8) 与 continuous (8) 无法区分，请重复。"
+    wrapped = display._wrapped(words, 20).plain
+    assert max(map(cell_len, wrapped.split("\n"))) <= 20
+    assert wrapped.replace("\n", "").replace(" ", "") == words.replace(" ", "")
+    assert "dynamic" in wrapped
+    assert "continuous" in wrapped
+
+
+def test_a_baseline_page_has_the_log_s_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = shown(monkeypatch, record("baseline"), "en", 100)
+    for number in ("98,300.00", "2.51", "434.26", "92.00"):
+        assert number in page
+
+
+def test_nothing_from_a_model_reaches_the_terminal_as_control(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = record("baseline")
+    assert made.metrics is not None
+    evil = made.model_copy(update={"metrics": made.metrics.model_copy(update={"text": "a\x1b[2J\u202e[bold]b"})})
+    page = shown(monkeypatch, evil, "en", 100)
+    assert "\x1b" not in page
+    assert "a\\x1b[2J\\u202e[bold]b" in page
+
+
+def test_progress_is_silent_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+    with display.progress_bar() as progress:
+        progress(0, 2, "dynamic (8 / 10 ms)")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_says_which_trial_of_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=80)
+    monkeypatch.setattr(display, "Console", lambda **_: terminal)
+    with display.progress_bar() as progress:
+        progress(3, 12, "dynamic (8 / 10 ms)")
+    assert "3/12" in screen.getvalue()
+    assert "dynamic (8 / 10 ms)" in screen.getvalue()
