@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from itertools import pairwise
@@ -20,7 +21,6 @@ from knee.lab.workload import (
     Workload,
     encode_sources,
     gather_sources,
-    parse_ids,
     read_prompts_file,
 )
 
@@ -85,16 +85,6 @@ def test_an_unknown_arrival_lists_the_known(text):
 
 
 # --- prompts -----------------------------------------------------------------------------------------------------
-
-
-def test_ids_are_read_with_and_without_spaces():
-    assert parse_ids("1, 2,3") == (1, 2, 3)
-
-
-@pytest.mark.parametrize("text", ["", "1,,2", "a", "1.5", "1 2"])
-def test_what_is_no_id_is_refused(text):
-    with pytest.raises(UserError, match="no token ids"):
-        parse_ids(text)
 
 
 def test_a_prompts_file_has_texts_or_ids_a_line(tmp_path: Path):
@@ -189,7 +179,7 @@ def test_the_hash_is_the_one_of_the_canonical_json():
     workload = Workload(of_lengths(2), 1, 3)
     content = '{"arrival":"burst","max_new_tokens":3,"prompt_ids":[[0,1]],"seed":0}'
     assert json.loads(content)["prompt_ids"] == [[0, 1]]
-    assert workload.sha256 == __import__("hashlib").sha256(content.encode()).hexdigest()
+    assert workload.sha256 == hashlib.sha256(content.encode()).hexdigest()
 
 
 def test_the_record_keeps_texts_where_all_are_texts_and_ids_otherwise():

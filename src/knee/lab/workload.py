@@ -111,15 +111,6 @@ PLACEHOLDER = Prompt((0,))
 """Stands for a prompt until there is a model to encode it, so that all else can be checked before one is loaded."""
 
 
-def parse_ids(text: str) -> tuple[int, ...]:
-    """Read `1,2,3`. Raises `UserError`."""
-    try:
-        ids = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"{text!r} are no token ids: write whole numbers with commas, like 1,2,3") from None
-    return ids
-
-
 def read_prompts_file(path: Path) -> tuple[Source, ...]:
     """Read a JSONL file with `prompt` or `prompt_ids` a line; empty lines are skipped.
 
