@@ -19,7 +19,8 @@ run: $(VENV)/.installed ## Run the log's four experiments on the default model
 	$(BIN)/knee sweep --out $(OUT) --requests 16 --max-new-tokens 32 --batch-sizes 1,4,8 --wait-ms 0,10
 
 test: $(VENV)/.installed-dev ## Run every test (installs torch and transformers, the oracle)
-	$(BIN)/python -m pytest -n 2
+	@# Two processes with a thread each: BLAS threads of two processes would wait for each other.
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
 lint: $(VENV)/.installed-dev ## Check style, types and the direction of imports
 	$(BIN)/ruff format --check .

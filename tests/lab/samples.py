@@ -59,7 +59,15 @@ _STEP = InspectStep(
     token=" The",
     top=[TopCandidate(token_id=383, token=" The", logprob=-0.5), TopCandidate(token_id=9, token="|", logprob=-2.0)],
 )
-_PREFILL = InspectPrefill(ms=92.0, logits_shape=[1, 13, 50257], kv_layers=6, kv_shape=[1, 12, 13, 64])
+_PREFILL = InspectPrefill(
+    ms=92.0,
+    logits_shape=[1, 13, 50257],
+    kv_layers=6,
+    kv_shape=[1, 12, 13, 64],
+    token_id=383,
+    token=" The",
+    top=[TopCandidate(token_id=383, token=" The", logprob=-0.5)],
+)
 
 INSPECT = InspectMetrics(
     prefill=_PREFILL,

@@ -47,15 +47,14 @@ class InspectSpec:
 
 @dataclass(frozen=True, slots=True)
 class _ByHand:
-    """What the hand-written loop saw. `first` is the prefill's own choice of token, as a step 0."""
+    """What the hand-written loop saw."""
 
     prefill: InspectPrefill
-    first: InspectStep
     steps: list[InspectStep]
 
     @property
     def tokens(self) -> list[int]:
-        return [step.token_id for step in [self.first, *self.steps]]
+        return [self.prefill.token_id, *(step.token_id for step in self.steps)]
 
 
 def check(llm: LLM, spec: InspectSpec) -> None:
@@ -95,10 +94,11 @@ def run(llm: LLM, spec: InspectSpec, sink: Sink, clock: Clock = REAL_TIME) -> Ou
         text=generated.text if llm.tokenizer else None,
         kv_cache_off=InspectKvOff(prefill=off.prefill, steps=off.steps, same_tokens=off.tokens == on.tokens),
     )
-    return _outcome(metrics, on.first)
+    return _outcome(metrics)
 
 
-def _outcome(metrics: InspectMetrics, first: InspectStep) -> Outcome:
+def _outcome(metrics: InspectMetrics) -> Outcome:
+    first = metrics.prefill
     named = first.token_id if first.token is None else f'{first.token_id} "{first.token}"'
     warnings = [] if metrics.matches_generate else [warning("generate_differs")]
     if not metrics.kv_cache_off.same_tokens:
@@ -112,24 +112,26 @@ def _engine(llm: LLM, spec: InspectSpec) -> Engine:
 
 def _by_hand(llm: LLM, prompt: Sequence[int], count: int, blocks: Sequence[int], now: Callable[[], float]) -> _ByHand:
     """Generate `count` tokens with the device alone; no blocks means that every step runs the whole prefix."""
-    cached = len(prompt) if blocks else 0
     logits, ms = _execute(llm, Span(prompt, 0, blocks, Want.ALL_LOGITS), now)
-    first = _chosen(llm, 0, ms, cached, logits[-1])
+    top = _likeliest(llm, logits[-1])
     prefill = InspectPrefill(
         ms=ms,
         logits_shape=[1, *logits.shape],
         kv_layers=llm.program.layers if blocks else 0,
         kv_shape=[1, llm.program.kv_heads, len(prompt), llm.program.head_dim] if blocks else None,
+        token_id=top[0].token_id,
+        token=top[0].token,
+        top=top,
     )
     steps: list[InspectStep] = []
-    prefix = [*prompt, first.token_id]
+    prefix = [*prompt, prefill.token_id]
     for number in range(1, count):
         new = prefix[-1:] if blocks else prefix
         span = Span(new, len(prefix) - len(new), blocks, Want.LOGITS)
         logits, ms = _execute(llm, span, now)
         steps.append(_chosen(llm, number, ms, len(prefix) if blocks else 0, logits[-1]))
         prefix.append(steps[-1].token_id)
-    return _ByHand(prefill, first, steps)
+    return _ByHand(prefill, steps)
 
 
 def _execute(llm: LLM, span: Span, now: Callable[[], float]) -> tuple[FloatArray, float]:

@@ -330,6 +330,18 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "Batching gains nothing: {best} against {base} has {throughput} throughput and {latency} latency from arrival.",
         "批处理没有收益：{best} 相比 {base}，吞吐 {throughput}，从到达算起的延迟 {latency}。",
     ),
+    "finding.batching_gains_throughput": (
+        "Batching gains throughput: {best} against {base} has {throughput} throughput; their latencies from arrival "
+        "({latency}) overlap and cannot be told apart.",
+        "批处理提高了吞吐：{best} 相比 {base}，吞吐 {throughput}；"
+        "两者从到达算起的延迟（{latency}）相互重叠，无法区分。",
+    ),
+    "finding.batching_changes_latency": (
+        "Batching changes only the latency: {best} against {base} has {latency} latency from arrival; their "
+        "throughputs ({throughput}) overlap and cannot be told apart.",
+        "批处理只改变了延迟：{best} 相比 {base}，从到达算起的延迟 {latency}；"
+        "两者的吞吐（{throughput}）相互重叠，无法区分。",
+    ),
     "finding.batching_cannot_tell": (
         "Batching: cannot tell {best} from {base}, their repeats overlap.",
         "批处理：{best} 与 {base} 的多次重复相互重叠，无法区分。",
@@ -339,10 +351,11 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "differs between windows is noise.",
         "批大小为 {sizes} 时等待窗口不可能有影响：每个批次开始时都已满或是最后一批，不同窗口之间的差异是噪声。",
     ),
-    "finding.window_once": (
-        "The wait window: {other} against {base} has {latency} latency from arrival and {throughput} throughput, but "
-        "each ran once: cannot tell.",
-        "等待窗口：{other} 相比 {base}，从到达算起的延迟 {latency}，吞吐 {throughput}，但各只运行一次：无法判断。",
+    "finding.window_too_few": (
+        "The wait window: {other} against {base} has {latency} latency from arrival and {throughput} throughput, in "
+        "{repeats} repeats each: too few to tell.",
+        "等待窗口：{other} 相比 {base}，从到达算起的延迟 {latency}，吞吐 {throughput}，"
+        "各 {repeats} 次重复，次数太少，无法判断。",
     ),
     "finding.window_cannot_tell": (
         "The wait window: cannot tell {other} ({other_range}) from {base} ({base_range}), the latencies of their "
@@ -370,9 +383,10 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "Highest throughput: {cell}, {value} tokens/s; cannot be told from {rivals}.",
         "吞吐最高：{cell}，{value} tokens/s；与 {rivals} 无法区分。",
     ),
-    "finding.one_repeat": (
-        "Each cell ran once, and one run cannot tell a difference from noise: give --repeats 3 or more.",
-        "每组只运行了一次，单次运行无法区分差异与噪声：请用 --repeats 3 或更多。",
+    "finding.too_few_repeats": (
+        "Repeats of each cell: {repeats}. With fewer than {enough}, a difference can be noise: give --repeats "
+        "{enough}.",
+        "每组重复次数：{repeats}。少于 {enough} 次时，差异可能只是噪声：请用 --repeats {enough}。",
     ),
     # What commands print: tables, one caption each, and the lines around them.
     "generate.summary": (

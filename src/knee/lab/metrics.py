@@ -217,10 +217,10 @@ def _against(first: SweepCell, cell: SweepCell, number: int) -> Tradeoff:
         throughput_change=throughput,
         service_change=service,
         e2el_change=change(first.e2el_ms.mean, cell.e2el_ms.mean),
-        efficiency=throughput / service if service > 0 else None,
+        efficiency=throughput / service if throughput is not None and service and service > 0 else None,
     )
 
 
-def change(before: float | None, after: float | None) -> float:
-    """Relative change: 1.03 is 103 % more. 0 where there is nothing to compare."""
-    return after / before - 1 if before and after is not None else 0.0
+def change(before: float | None, after: float | None) -> float | None:
+    """Relative change: 1.03 is 103 % more. None where there is nothing to compare."""
+    return after / before - 1 if before and after is not None else None

@@ -203,12 +203,18 @@ class InspectStep(_Model):
 
 
 class InspectPrefill(_Model):
-    """The step over the whole prompt. `kv_shape` is one layer's: batch, KV heads, tokens, head dimension."""
+    """The step over the whole prompt, and the first token, which the logits of its last position choose.
+
+    `kv_shape` is one layer's: batch, KV heads, tokens, head dimension.
+    """
 
     ms: NonNegativeFloat
     logits_shape: list[int]
     kv_layers: NonNegativeInt
     kv_shape: list[int] | None
+    token_id: NonNegativeInt
+    token: Text | None
+    top: list[TopCandidate]
 
 
 class InspectKvOff(_Model):
@@ -302,16 +308,16 @@ class SweepCell(_Model):
 
 class Tradeoff(_Model):
     """A cell against the first one: +1.03 is 103 % more. `efficiency` is `throughput_change` / `service_change`,
-    null where no service time was paid.
+    null where no service time was paid. A change is null where nothing was completed.
     """
 
     cell: NonNegativeInt
     policy: Text
     max_batch_size: PositiveInt
     max_wait_ms: NonNegativeFloat | None
-    throughput_change: float
-    service_change: float
-    e2el_change: float
+    throughput_change: float | None
+    service_change: float | None
+    e2el_change: float | None
     efficiency: float | None
 
 
