@@ -41,6 +41,7 @@ class FakeDevice(Device):
     """Counts its steps; fails with `NumericsError` in step number `fail_at`."""
 
     name = "fake"
+    dtypes = ("float32",)
     dtype = "float32"
     kv_bytes_per_token = 256
     weight_bytes = 0

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from knee.devices import Device, make_device
+from knee.devices import Device, choose_device
 from knee.engine.engine import Engine
 from knee.engine.kv import KVManager
 from knee.engine.policies import Policy, make_policy
@@ -56,10 +56,11 @@ class LLM:
         `model` is an alias, a hub id, a folder or a `.gguf` file; see the contract of the command line for the rest.
         Raises `ModelLoadError`, `OutOfMemory`, `NumericsError` or `DownloadError`.
         """
+        chosen = choose_device(device, dtype, threads)
         started = time.perf_counter()
         checkpoint = open_checkpoint(model)
         program = build_program(checkpoint.config)
-        loaded = make_device(device, program, load_weights(program, checkpoint), dtype, threads)
+        loaded = chosen(program, load_weights(program, checkpoint), dtype, threads)
         model_done = time.perf_counter()
         tokenizer = load_tokenizer(checkpoint)
         tokenizer_done = time.perf_counter()

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from knee.devices.base import Device, FloatArray, Span, SpanOutput, Want
+from knee.devices.base import Device, Span, SpanOutput, Want
 from knee.devices.reference import ReferenceDevice
 from knee.errors import UserError
-from knee.program import Program
 
-__all__ = ["DEVICES", "Device", "Span", "SpanOutput", "Want", "make_device"]
+__all__ = ["DEVICES", "Device", "ReferenceDevice", "Span", "SpanOutput", "Want", "choose_device"]
 
 # In the order of preference of "auto".
-DEVICES = {"reference": ReferenceDevice}
+DEVICES: dict[str, type[Device]] = {"reference": ReferenceDevice}
 
 
-def make_device(
-    name: str, program: Program, weights: Mapping[str, FloatArray], dtype: str = "auto", threads: int | None = None
-) -> Device:
-    """A device with a program and its float32 weights on it. Raises `UserError` for one that is not there."""
+def choose_device(name: str, dtype: str = "auto", threads: int | None = None) -> type[Device]:
+    """The device of that name, "auto" for the best there is.
+
+    Raises `UserError` for a device that is not there, a weight type that it does not have, or fewer than one thread;
+    nothing has been loaded by then.
+    """
     chosen = next(iter(DEVICES)) if name == "auto" else name
     if chosen not in DEVICES:
         raise UserError(f"device {name!r} is not available; this knee has: auto, {', '.join(DEVICES)}")
-    return DEVICES[chosen](program, weights, dtype, threads)
+    device = DEVICES[chosen]
+    if dtype not in ("auto", *device.dtypes):
+        raise UserError(f"device {chosen} has no {dtype!r}; its weight types: auto, {', '.join(device.dtypes)}")
+    if threads is not None and threads < 1:
+        raise UserError(f"the number of threads is {threads}: it must be at least 1")
+    return device

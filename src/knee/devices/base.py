@@ -8,9 +8,10 @@ else travels: a device holds the weights and the KV pool and no other state betw
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,9 +57,16 @@ class SpanOutput:
 class Device(ABC):
     """A program with its weights, ready to run. Not safe for use from two threads at once."""
 
-    name: str  # "reference", "cpu", "cuda"
-    dtype: str  # of the weights as they are kept: "float32", "bfloat16", …
+    name: ClassVar[str]  # "reference", "cpu", "cuda"
+    dtypes: ClassVar[tuple[str, ...]]  # the weight types that it has: "float32", "bfloat16", …
+    dtype: str  # the one in use
     program: Program
+
+    @abstractmethod
+    def __init__(
+        self, program: Program, weights: Mapping[str, FloatArray], dtype: str = "auto", threads: int | None = None
+    ) -> None:
+        """Take a program and its float32 weights. `choose_device` has checked `dtype` and `threads`."""
 
     @abstractmethod
     def allocate_kv(self, num_blocks: int, block_size: int) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from knee.devices.base import Device, FloatArray, Span, SpanOutput, Want
-from knee.errors import NumericsError, UserError
+from knee.errors import NumericsError
 from knee.program import (
     Activation,
     Attention,
@@ -121,21 +121,18 @@ class ReferenceDevice(Device):
     """Runs a program with NumPy. See the module's text."""
 
     name = "reference"
-    dtype = "float32"
+    dtypes = ("float32",)
 
     def __init__(
         self,
         program: Program,
         weights: Mapping[str, FloatArray],
-        dtype: str = "auto",
+        dtype: str = "auto",  # noqa: ARG002  it has only one
         threads: int | None = None,
     ) -> None:
-        if dtype not in ("auto", "float32"):
-            raise UserError(f"the reference device has no {dtype}: it computes in float32 (--dtype float32)")
         if threads is not None:
-            if threads < 1:
-                raise UserError(f"the number of threads is {threads}: it must be at least 1")
             threadpool_limits(limits=threads, user_api="blas")
+        self.dtype = "float32"
         self.program = program
         self.weights = weights
         self.block_size = 1
