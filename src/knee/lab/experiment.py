@@ -94,6 +94,8 @@ def _model(llm: LLM, threads: int | None) -> ModelInfo:
         dtype=llm.device.dtype,
         device=llm.device.name,
         threads=threads,
+        load_model_ms=llm.load_times.model_ms,
+        load_tokenizer_ms=llm.load_times.tokenizer_ms,
     )
 
 

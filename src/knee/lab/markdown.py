@@ -117,28 +117,42 @@ def _shortened(words: str, say: Say) -> str:
 
 
 def _policy(record: Record) -> str:
-    policy = record.batch_policy
-    wait = NOTHING if policy.max_wait_ms is None else f"{policy.max_wait_ms:g} ms"
-    return f"{escaped(policy.name)} ({policy.max_batch_size} / {wait})"
+    """A policy with its size and window; of a sweep every policy with all its sizes and windows."""
+    cells = record.metrics.cells if isinstance(record.metrics, SweepMetrics) else []
+    settings = [(cell.policy, cell.max_batch_size, cell.max_wait_ms) for cell in cells]
+    only = record.batch_policy
+    settings = settings or [(only.name, only.max_batch_size, only.max_wait_ms)]
+    policies = []
+    for name in dict.fromkeys(name for name, _, _ in settings):
+        sizes = dict.fromkeys(str(size) for policy, size, _ in settings if policy == name)
+        waits = dict.fromkeys(f"{wait:g}" for policy, _, wait in settings if policy == name and wait is not None)
+        windows = f"{', '.join(waits)} ms" if waits else NOTHING
+        policies.append(f"{escaped(name)} ({', '.join(sizes)} / {windows})")
+    return "; ".join(policies)
 
 
 def _log_metrics(record: Record, say: Say) -> list[tuple[str, str]]:
     """The six metrics of the template, in its order; what an experiment does not measure is a dash."""
     keys = ["load_model", "load_tokenizer", "prefill", "decode_loop", "tokens_per_s", "gpu_utilization"]
-    values: dict[str, str] = {}
+    values = {
+        "load_model": _ms(record.model.load_model_ms),
+        "load_tokenizer": _ms(record.model.load_tokenizer_ms),
+        "gpu_utilization": say("record.see_baseline"),
+    }
     match record.metrics:
         case BaselineMetrics() as metrics:
-            values = _baseline_log(metrics, say)
+            values |= _baseline_log(metrics, say)
         case InspectMetrics() as metrics:
             total = sum(step.ms for step in metrics.steps)
-            values = {
+            values |= {
                 "prefill": _ms(metrics.prefill.ms),
                 "decode_loop": say("record.steps", total=total, steps=len(metrics.steps)),
+                "tokens_per_s": _number((1 + len(metrics.steps)) / (metrics.prefill.ms + total) * 1e3),
             }
         case KvCacheMetrics():
-            values = dict.fromkeys(["prefill", "decode_loop"], say("record.see_table"))
+            values |= dict.fromkeys(["prefill", "decode_loop"], say("record.see_table"))
         case SweepMetrics():
-            values = {"tokens_per_s": say("record.see_table")}
+            values["tokens_per_s"] = say("record.see_table")
     return [(f"log.{key}", values.get(key, NOTHING)) for key in keys]
 
 

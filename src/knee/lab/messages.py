@@ -49,6 +49,7 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "没有指标：实验在得出指标之前就结束了。",
     ),
     "record.see_table": ("see the table", "见下表"),
+    "record.see_baseline": ("— (`knee baseline` reads it)", "—（由 `knee baseline` 读取）"),
     "record.hardware": ("{cpu}, {cores} cores, {memory:.1f} GiB", "{cpu}，{cores} 核，{memory:.1f} GiB 内存"),
     "record.gpu": ("{name} ({memory:.0f} GiB, driver {driver})", "{name}（{memory:.0f} GiB，驱动 {driver}）"),
     "record.workload_line": (

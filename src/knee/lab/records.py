@@ -119,7 +119,9 @@ class ModelInfo(_Model):
     parameters: NonNegativeInt
     dtype: str
     device: str
-    threads: PositiveInt | None = None  # null where the device has none to choose
+    threads: PositiveInt | None = None  # null: the device's choice
+    load_model_ms: NonNegativeFloat | None = None
+    load_tokenizer_ms: NonNegativeFloat | None = None
 
 
 class Workload(_Model):
