@@ -12,6 +12,7 @@ because on most machines they stay in a cache.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -157,12 +158,12 @@ class Rope:
 
 
 @dataclass(frozen=True, slots=True)
-class Op:
-    """Base of all operations. `cost` counts FLOPs and bytes for a step."""
+class Op(ABC):
+    """Base of all operations."""
 
+    @abstractmethod
     def cost(self, program: Program, shape: StepShape, widths: Widths) -> Cost:
-        """What this operation costs in a step of this shape."""
-        raise NotImplementedError
+        """FLOPs and bytes of this operation in a step of this shape."""
 
 
 @dataclass(frozen=True, slots=True)

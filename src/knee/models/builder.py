@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from knee.program import Activation, Buffer, Linear, Norm, Op, RowsOf, WeightSpec
+from knee.program import Activation, Buffer, Linear, Norm, Op, Program, RowsOf, WeightSpec
 
 
 @dataclass
 class Builder:
-    """What models/ write into; `Program` takes the three collections."""
+    """What models/ write into; `program` makes the result."""
 
     ops: list[Op] = field(default_factory=list)
     buffers: dict[str, Buffer] = field(default_factory=dict)
@@ -57,6 +57,31 @@ class Builder:
         """A linear layer with declared weights; `out` gets as many columns as the weight has outputs."""
         self.buffer(out, self.weights[weight].shape[0], self.buffers[x].rows)
         self.ops.append(Linear(out, x, weight, bias, activation, residual))
+
+    def program(
+        self,
+        architecture: str,
+        *,
+        layers: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        vocab_size: int,
+        positions: int,
+    ) -> Program:
+        """All that was written, as a program."""
+        return Program(
+            architecture,
+            tuple(self.ops),
+            self.buffers,
+            self.weights,
+            layers=layers,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            vocab_size=vocab_size,
+            positions=positions,
+        )
 
     def _like(self, out: str, x: str) -> str:
         return self.buffer(out, self.buffers[x].width, self.buffers[x].rows)

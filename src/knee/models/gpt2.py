@@ -69,11 +69,8 @@ def build(architecture: str, raw: Mapping[str, Any]) -> Program:
     b.layer_norm("last_normed", "last", "ln_f", model.eps)
     head = "wte.weight" if model.tied else b.weight("lm_head.weight", model.vocab, model.hidden)
     b.linear("logits", "last_normed", head)
-    return Program(
-        architecture=architecture,
-        ops=tuple(b.ops),
-        buffers=b.buffers,
-        weights=b.weights,
+    return b.program(
+        architecture,
         layers=model.layers,
         heads=model.heads,
         kv_heads=model.heads,

@@ -103,11 +103,8 @@ def build(architecture: str, raw: Mapping[str, Any]) -> Program:
     b.rms_norm("last_normed", "last", "model.norm.weight", model.eps)
     head = "model.embed_tokens.weight" if model.tied else b.weight("lm_head.weight", model.vocab, model.hidden)
     b.linear("logits", "last_normed", head)
-    return Program(
-        architecture=architecture,
-        ops=tuple(b.ops),
-        buffers=b.buffers,
-        weights=b.weights,
+    return b.program(
+        architecture,
         layers=model.layers,
         heads=model.heads,
         kv_heads=model.kv_heads,
