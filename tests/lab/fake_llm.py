@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from knee.devices.base import Span
+from knee.lab.experiment import Outcome
 from knee.lab.records import RequestRow, StepRow
 from knee.lab.trial import Clock
 from knee.llm import LLM, LoadTimes
@@ -42,12 +43,16 @@ class Rows:
 
     requests: list[RequestRow] = field(default_factory=list)
     steps: list[StepRow] = field(default_factory=list)
+    kept: list[Outcome] = field(default_factory=list)
 
     def add_requests(self, rows: Sequence[RequestRow]) -> None:
         self.requests += rows
 
     def add_steps(self, rows: Sequence[StepRow]) -> None:
         self.steps += rows
+
+    def keep(self, so_far: Outcome) -> None:
+        self.kept.append(so_far)
 
 
 def make_llm(

@@ -190,7 +190,7 @@ def test_an_interrupted_sweep_keeps_the_finished_trials():
     rows, steps = Rows(), iter(range(10**6))
 
     def cost(_batch: Sequence[Span]) -> None:
-        if next(steps) == 100:
+        if next(steps) == 250:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -198,6 +198,10 @@ def test_an_interrupted_sweep_keeps_the_finished_trials():
     ends = [row.finish_reason for row in rows.requests]
     assert ends.count("length") > 0
     assert "aborted" in ends
+    [*_, last] = rows.kept
+    finished = {row.cell for row in rows.requests if row.finish_reason == "length"}
+    assert {cell.cell for cell in last.metrics.cells} <= finished
+    assert last.metrics.cells
     assert len(rows.steps) == 100 - 9  # without the warm-up
 
 
@@ -240,7 +244,7 @@ def finding(m: SweepMetrics, start: str) -> str:
 
 
 def test_where_all_requests_are_there_batching_wins_both():
-    m, _ = measure(spec(STATIC))
+    m, _ = measure(spec(STATIC, repeats=4))
     assert finding(m, "Batching") == (
         "Batching wins both: static (8) against static (1) has +700 % throughput and -82 % latency from arrival; "
         "the service time alone is +0 %."
@@ -248,8 +252,18 @@ def test_where_all_requests_are_there_batching_wins_both():
 
 
 def test_where_requests_come_one_by_one_waiting_for_a_full_batch_only_costs_latency():
-    m, _ = measure(spec(STATIC, ask(arrival="rate:12")))
+    m, _ = measure(spec(STATIC, ask(arrival="rate:12"), repeats=4))
     assert finding(m, "Batching").startswith("Batching changes only the latency: static (4) against static (1) has +")
+
+
+def test_few_repeats_give_numbers_and_no_verdict():
+    m, _ = measure(spec(STATIC, repeats=3))
+    assert finding(m, "Batching").endswith("in 3 repeats: too few to call it a difference.")
+
+
+def test_repeats_of_windows_that_cannot_matter_count_together():
+    m, _ = measure(spec(DYNAMIC, repeats=2))
+    assert finding(m, "Batching").startswith("Batching wins both: dynamic (8 / 0 ms) against dynamic (1 / 0 ms)")
 
 
 def test_where_every_batch_is_full_a_window_cannot_matter():

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--wait-ms", type=NUMBERS, help="Wait windows of policy dynamic, in ms.  [default: 0]")
 @click.option("--requests", type=int, help="Number of requests.  [default: 16, or the number of prompts if more]")
 @click.option("--arrival", default="burst", show_default=True, help="burst, rate:R or poisson:R (requests/s).")
-@click.option("--repeats", type=int, default=1, show_default=True, help="Trials of each cell.")
+@click.option("--repeats", type=int, default=2, show_default=True, help="Trials of each cell.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of Poisson arrivals and the order of trials.")
 @max_new_tokens_option(32)
 @ignore_eos_option(True)

@@ -26,13 +26,16 @@ _GAP_S = 1.0
 
 
 class Sink(Protocol):
-    """Where rows go as soon as they are measured; a run folder, or a list in a test."""
+    """Where what is measured goes, as soon as it is; a run folder, or a list in a test."""
 
     def add_requests(self, rows: Sequence[RequestRow]) -> None:
         """Keep rows of requests."""
 
     def add_steps(self, rows: Sequence[StepRow]) -> None:
         """Keep rows of steps."""
+
+    def keep(self, so_far: Outcome) -> None:
+        """Keep what the rows say so far, in case that nothing follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +111,34 @@ def perform(
     """
     with RunFolder.create(setting.out, record, setting.lang) as folder:
         opened(folder.path)
-        around = _surroundings(record.hardware)
         started = time.time() - time.monotonic()
-        found = measure(folder)
+        draft = record.model_copy(update={"status": "running", "warnings": _surroundings(record.hardware)})
+        found = measure(_Keeper(folder, draft))
         slept = _clock_gap(time.time() - time.monotonic() - started)
-        update = {"metrics": found.metrics, "warnings": [*around, *slept, *found.warnings], "notes": found.notes}
-        folder.finish(record.model_copy(update=update))
+        folder.finish(_filled(draft, replace(found, warnings=[*slept, *found.warnings])))
     return folder.record
+
+
+@dataclass(frozen=True, slots=True)
+class _Keeper:
+    """A run folder as a sink: what was found so far is in its record at any time."""
+
+    folder: RunFolder
+    draft: Record
+
+    def add_requests(self, rows: Sequence[RequestRow]) -> None:
+        self.folder.add_requests(rows)
+
+    def add_steps(self, rows: Sequence[StepRow]) -> None:
+        self.folder.add_steps(rows)
+
+    def keep(self, so_far: Outcome) -> None:
+        self.folder.save(_filled(self.draft, so_far))
+
+
+def _filled(draft: Record, found: Outcome) -> Record:
+    warnings = [*draft.warnings, *found.warnings]
+    return draft.model_copy(update={"metrics": found.metrics, "warnings": warnings, "notes": found.notes})
 
 
 def _surroundings(hardware: Hardware) -> list[Warning_]:

@@ -56,7 +56,7 @@ class Measured:
 def findings(measured: Sequence[Measured]) -> list[str]:
     """What batching did, what the windows did, which cell is best for what; English, in a record's words."""
     able = [one for one in measured if one.cell.e2el_ms.mean is not None]
-    sentences = [*_about_batching(able), *_about_windows(able)]
+    sentences = [*_about_windows(able), *_about_batching(able)]
     if len(able) > 1:
         sentences += _about_the_best(able)
         repeats = min(len(one.cell.repeats) for one in able)
@@ -73,40 +73,84 @@ def overlap(one: Range, other: Range) -> bool:
 # --- batching ----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Size:
+    """A policy at one batch size: its cell with the shortest window, and with it those whose window cannot matter.
+
+    Such cells differ in nothing, so that their repeats are repeats of one setting.
+    """
+
+    cells: Sequence[Measured]
+
+    @classmethod
+    def of(cls, cells: Sequence[Measured]) -> _Size:
+        shortest = min(cells, key=lambda one: one.cell.max_wait_ms or 0.0)
+        return cls(cells if all(one.always_full for one in cells) else [shortest])
+
+    @property
+    def first(self) -> Measured:
+        return self.cells[0]
+
+    @property
+    def repeats(self) -> int:
+        return sum(len(one.cell.repeats) for one in self.cells)
+
+    @property
+    def throughputs(self) -> Range:
+        return _hull([one.throughputs for one in self.cells])
+
+    @property
+    def latencies(self) -> Range:
+        return _hull([one.latencies for one in self.cells])
+
+    @property
+    def throughput(self) -> float:
+        return fmean(one.cell.output_throughput for one in self.cells)
+
+
+def _hull(ranges: Sequence[Range]) -> Range:
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
 def _about_batching(measured: Sequence[Measured]) -> list[str]:
-    """For each policy: its smallest batch against the one with the highest throughput, at the shortest window."""
+    """For each policy: its smallest batch against the one with the highest throughput."""
     sentences = []
     for _, group in groupby(measured, key=lambda one: one.cell.policy):
-        members = list(group)
-        shortest = members[0].cell.max_wait_ms
-        sizes = [one for one in members if one.cell.max_wait_ms == shortest]
-        base = min(sizes, key=lambda one: one.cell.max_batch_size)
-        others = [one for one in sizes if one is not base]
-        if others:
-            sentences.append(_batching(base, max(others, key=lambda one: one.cell.output_throughput)))
+        members = sorted(group, key=lambda one: one.cell.max_batch_size)
+        sizes = [_Size.of(list(cells)) for _, cells in groupby(members, key=lambda one: one.cell.max_batch_size)]
+        if len(sizes) > 1:
+            sentences.append(_batching(sizes[0], max(sizes[1:], key=lambda one: one.throughput)))
     return sentences
 
 
-def _batching(base: Measured, best: Measured) -> str:
-    throughput = change(base.cell.output_throughput, best.cell.output_throughput) or 0.0
-    latency = change(base.cell.e2el_ms.mean, best.cell.e2el_ms.mean) or 0.0
-    if overlap(base.throughputs, best.throughputs):
-        verdict = "cannot_tell" if overlap(base.latencies, best.latencies) else "changes_latency"
-    elif throughput <= 0:
-        verdict = "no_gain"
-    elif overlap(base.latencies, best.latencies):
-        verdict = "gains_throughput"
-    else:
-        verdict = "wins_both" if latency < 0 else "trades"
+def _batching(base: _Size, best: _Size) -> str:
+    before, after = base.first.cell, best.first.cell
+    throughput = change(before.output_throughput, after.output_throughput) or 0.0
+    latency = change(before.e2el_ms.mean, after.e2el_ms.mean) or 0.0
+    repeats = min(base.repeats, best.repeats)
     return text(
         "en",
-        f"finding.batching_{verdict}",
-        best=best.label,
-        base=base.label,
+        f"finding.batching_{_verdict(base, best, repeats, throughput, latency)}",
+        best=best.first.label,
+        base=base.first.label,
+        repeats=repeats,
         throughput=_percent(throughput),
-        service=_percent(change(base.cell.service_ms.mean, best.cell.service_ms.mean)),
+        service=_percent(change(before.service_ms.mean, after.service_ms.mean)),
         latency=_percent(latency),
     )
+
+
+def _verdict(base: _Size, best: _Size, repeats: int, throughput: float, latency: float) -> str:
+    if repeats < ENOUGH_REPEATS:
+        return "too_few"
+    same_latency = overlap(base.latencies, best.latencies)
+    if overlap(base.throughputs, best.throughputs):
+        return "cannot_tell" if same_latency else "changes_latency"
+    if throughput <= 0:
+        return "no_gain"
+    if same_latency:
+        return "gains_throughput"
+    return "wins_both" if latency < 0 else "trades"
 
 
 # --- wait windows ------------------------------------------------------------------------------------------------

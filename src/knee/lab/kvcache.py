@@ -85,12 +85,18 @@ def run(llm: LLM, spec: KvCacheSpec, sink: Sink, clock: Clock = REAL_TIME, progr
     for cell in plan:
         progress(cell.number, len(plan), f"{cell.length} {on_off(cell.kv_cache)}")
         cells.append(_measure(llm, spec, cell, sink, clock))
+        if not cell.kv_cache:  # both of this length are there
+            sink.keep(_outcome(llm, cells))
+    return _outcome(llm, cells)
+
+
+def _outcome(llm: LLM, cells: Sequence[KvCacheCell]) -> Outcome:
     hashes = {(cell.prompt_length, cell.token_ids_sha256) for cell in cells}
     metrics = KvCacheMetrics(
-        cells=cells,
+        cells=list(cells),
         pays_from_tokens=pays_from(step_pairs(cells)),
         kv_bytes_per_token=llm.device.kv_bytes_per_token,
-        same_tokens=len(hashes) == len(spec.lengths),
+        same_tokens=len(hashes) == len({cell.prompt_length for cell in cells}),
     )
     return Outcome(metrics, [] if metrics.same_tokens else [warning("kv_cache_tokens_differ")], findings(metrics))
 

@@ -331,6 +331,12 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "Batching gains nothing: {best} against {base} has {throughput} throughput and {latency} latency from arrival.",
         "批处理没有收益：{best} 相比 {base}，吞吐 {throughput}，从到达算起的延迟 {latency}。",
     ),
+    "finding.batching_too_few": (
+        "Batching: {best} against {base} had {throughput} throughput, {latency} latency from arrival and {service} "
+        "service time, in {repeats} repeats: too few to call it a difference.",
+        "批处理：{best} 相比 {base}，吞吐 {throughput}，从到达算起的延迟 {latency}，服务时间 {service}，"
+        "共 {repeats} 次重复：次数太少，不能断言有差异。",
+    ),
     "finding.batching_gains_throughput": (
         "Batching gains throughput: {best} against {base} has {throughput} throughput; their latencies from arrival "
         "({latency}) overlap and cannot be told apart.",
@@ -348,9 +354,10 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "批处理：{best} 与 {base} 的多次重复相互重叠，无法区分。",
     ),
     "finding.window_cannot_matter": (
-        "The wait window cannot matter at batch {sizes}: every batch was full or the last when it started, so what "
-        "differs between windows is noise.",
-        "批大小为 {sizes} 时等待窗口不可能有影响：每个批次开始时都已满或是最后一批，不同窗口之间的差异是噪声。",
+        "The wait window cannot matter at batch {sizes}: every batch was full or the last when it started. What "
+        "differs between windows is noise, and their repeats count as repeats of one setting.",
+        "批大小为 {sizes} 时等待窗口不可能有影响：每个批次开始时都已满或是最后一批。"
+        "不同窗口之间的差异是噪声，它们的重复视为同一设置的重复。",
     ),
     "finding.window_too_few": (
         "The wait window: {other} against {base} has {latency} latency from arrival and {throughput} throughput, in "

@@ -153,6 +153,7 @@ def summarize_cell(
         return summarize(latency(row) for row in completed)
 
     return SweepCell(
+        cell=requests[0].cell,
         policy=policy,
         max_batch_size=max_batch_size,
         max_wait_ms=max_wait_ms,
@@ -203,14 +204,14 @@ def requests_that_differ(requests: Iterable[RequestRow]) -> list[int]:
 
 def tradeoff(cells: Sequence[SweepCell]) -> list[Tradeoff]:
     """Every cell against the first."""
-    return [_against(cells[0], cell, number) for number, cell in enumerate(cells)]
+    return [_against(cells[0], cell) for cell in cells]
 
 
-def _against(first: SweepCell, cell: SweepCell, number: int) -> Tradeoff:
+def _against(first: SweepCell, cell: SweepCell) -> Tradeoff:
     throughput = change(first.output_throughput, cell.output_throughput)
     service = change(first.service_ms.mean, cell.service_ms.mean)
     return Tradeoff(
-        cell=number,
+        cell=cell.cell,
         policy=cell.policy,
         max_batch_size=cell.max_batch_size,
         max_wait_ms=cell.max_wait_ms,

@@ -285,9 +285,10 @@ class SweepCell(_Model):
     `output_throughput` is tokens given to requests a second, `request_throughput` requests a second.
     `slot_utilization` is the share of the batch's slots that held a request, `mean_batch_size` their number, both
     averaged over the time that steps took. `failed` counts requests that did not run to their end; `requests.jsonl`
-    has them too.
+    has them too. `cell` is its number in the JSONL files; of a run cut off, cells that were not reached are missing.
     """
 
+    cell: NonNegativeInt = 0
     policy: Text
     max_batch_size: PositiveInt
     max_wait_ms: NonNegativeFloat | None

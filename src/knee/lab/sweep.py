@@ -135,6 +135,7 @@ def run(llm: LLM, spec: SweepSpec, sink: Sink, clock: Clock = REAL_TIME, progres
         _run_cell(engine, spec, trial, sink, clock)
         measured[cell].add(trial)
         errors += trial.errors
+        sink.keep(_outcome(spec, measured, errors))
     return _outcome(spec, measured, errors)
 
 
@@ -179,15 +180,18 @@ def _run_cell(engine: Engine, spec: SweepSpec, trial: Trial, sink: Sink, clock: 
 
 
 def _outcome(spec: SweepSpec, measured: Sequence[_Rows], errors: Sequence[str]) -> Outcome:
-    cells = [
-        summarize_cell(cell.policy, cell.max_batch_size, cell.max_wait_ms, rows.requests, rows.steps)
-        for cell, rows in zip(spec.cells, measured, strict=True)
-    ]
-    differing = requests_that_differ(row for rows in measured for row in rows.requests)
     together = [
-        Measured(str(spec.cells[number]), cell, rows.requests, rows.steps)
-        for number, (cell, rows) in enumerate(zip(cells, measured, strict=True))
+        Measured(
+            str(cell),
+            summarize_cell(cell.policy, cell.max_batch_size, cell.max_wait_ms, rows.requests, rows.steps),
+            rows.requests,
+            rows.steps,
+        )
+        for cell, rows in zip(spec.cells, measured, strict=True)
+        if rows.requests
     ]
+    cells = [one.cell for one in together]
+    differing = requests_that_differ(row for rows in measured for row in rows.requests)
     metrics = SweepMetrics(
         cells=cells, tradeoff=tradeoff(cells), same_tokens=not differing, findings=findings(together)
     )
