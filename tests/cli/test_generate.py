@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +128,22 @@ def test_what_options_alone_decide_is_refused_before_a_model_is_looked_for() -> 
 
 def test_harmless_text_keeps_lines_and_tabs() -> None:
     assert harmless("a\n\tb\x1b[31m\r\u202ec é 中") == "a\n\tb\\x1b[31m\\r\\u202ec é 中"
+
+
+def test_nothing_is_imported_between_tokens(model: Path) -> None:
+    code = f"""
+import sys
+from knee.cli import generate
+from knee.engine.engine import Engine
+step = Engine.step
+before = set()
+def watched(engine):
+    before.update(sys.modules)
+    return step(engine)
+Engine.step = watched
+generate._summary = lambda *_: print("imported", sorted(set(sys.modules) - before), file=sys.stderr)
+arguments = ["Hello", "--model", {str(model)!r}, "--max-new-tokens", "1", "--ignore-eos"]
+generate.command(arguments)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "imported []" in done.stderr

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from knee.lab.environment import gpu_utilization
-from knee.lab.markdown import escaped, to_markdown, visible
+from knee.lab.markdown import escaped, to_markdown
 from knee.lab.messages import LANGUAGES, Lang, text
 from knee.lab.records import BatchPolicy
+from knee.lab.visible import visible
 from tests.lab.samples import METRICS, SWEEP, record
 
 TEMPLATE = [

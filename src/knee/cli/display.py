@@ -24,7 +24,6 @@ from rich.table import Table
 from rich.text import Text
 
 from knee.cli.terminal import console
-from knee.lab.markdown import visible
 from knee.lab.messages import Lang, text, translated
 from knee.lab.records import (
     BaselineMetrics,
@@ -38,6 +37,7 @@ from knee.lab.records import (
     Tradeoff,
 )
 from knee.lab.trial import Progress, ignore
+from knee.lab.visible import visible
 
 NOTHING = "—"
 _GAP, _MARGIN, _SHRUNK = 2, 4, 16  # characters: between columns, beside tables, at least in one that shrinks

@@ -17,6 +17,7 @@ from knee.cli.options import (
 )
 from knee.cli.terminal import json_option, lang_option, print_json, tell
 from knee.errors import UserError
+from knee.lab.visible import visible
 
 if TYPE_CHECKING:
     from knee.engine.engine import Engine
@@ -114,8 +115,6 @@ def _stream(engine: Engine, quiet: bool) -> list[TokenEvent]:
 
 def harmless(text: str) -> str:
     """Text that breaks lines and indents and cannot do anything else to a terminal."""
-    from knee.lab.markdown import visible
-
     return "\n".join("\t".join(map(visible, line.split("\t"))) for line in text.split("\n"))
 
 

@@ -35,7 +35,7 @@ def print_json(document: Any) -> None:
 
 def tell(message: str) -> None:
     """One line of progress or warning on stderr, with what could move the cursor made visible."""
-    from knee.lab.markdown import visible
+    from knee.lab.visible import visible
 
     click.echo(visible(message), err=True)
 
@@ -53,7 +53,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str
     from rich.table import Table
     from rich.text import Text
 
-    from knee.lab.markdown import visible
+    from knee.lab.visible import visible
 
     table = Table(title=title, box=SIMPLE, show_header=any(header), title_justify="left")
     for name in header:

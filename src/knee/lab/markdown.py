@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -26,6 +25,7 @@ from knee.lab.records import (
     Tradeoff,
     Workload,
 )
+from knee.lab.visible import visible
 
 NOTHING = "—"
 _LONGEST_TEXT = 2000
@@ -401,15 +401,3 @@ _SPECIAL = re.compile(r"[\\`*_\[\]<>|&~$#]")
 def escaped(words: str) -> str:
     """Words that mean nothing to Markdown or HTML, on one line."""
     return _SPECIAL.sub(r"\\\g<0>", visible(words))
-
-
-def visible(words: str) -> str:
-    """Control, format and right-to-left characters as escapes that can be read; everything else as it is."""
-    return "".join(_escape(char) if unicodedata.category(char) in _HIDDEN else char for char in words)
-
-
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-
-
-def _escape(char: str) -> str:
-    return char.encode("unicode_escape").decode()

@@ -111,6 +111,13 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
 
     Raises `ModelLoadError` where it is damaged or of a kind that is not supported.
     """
+    tokenizer = _find_tokenizer(checkpoint)
+    if tokenizer is not None:
+        tokenizer.token_bytes(0)  # makes its tables here, and not while the first token is timed
+    return tokenizer
+
+
+def _find_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     if checkpoint.gguf_tokenizer is not None:
         from knee.weights.gguf_tokenizer import tokenizer_from_metadata
 

@@ -1,0 +1,16 @@
+"""Text from anywhere, made harmless to a terminal and a page. Light to import: it runs between tokens."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+
+
+def visible(words: str) -> str:
+    """Control, format and right-to-left characters as escapes that can be read; everything else as it is."""
+    return "".join(_escape(char) if unicodedata.category(char) in _HIDDEN else char for char in words)
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode()
