@@ -202,7 +202,7 @@ def test_an_interrupted_sweep_keeps_the_finished_trials():
     finished = {row.cell for row in rows.requests if row.finish_reason == "length"}
     assert {cell.cell for cell in last.metrics.cells} <= finished
     assert last.metrics.cells
-    assert len(rows.steps) == 100 - 9  # without the warm-up
+    assert len(rows.steps) == 250 - 9  # without the warm-up
 
 
 def test_a_request_that_fails_is_counted_and_warned_of():
