@@ -191,3 +191,6 @@ def test_models_can_be_listed_found_and_missed(model: Path, tmp_path: Path, monk
     assert json.loads(runner.invoke(models.command, ["pull", str(model), "--json"]).stdout)["path"] == str(model)
     with pytest.raises(UserError, match="knee models pull smollm2-135m"):
         runner.invoke(models.command, ["path", "smollm2-135m"], catch_exceptions=False)
+    assert "98 MB" in runner.invoke(models.command, ["list"]).stdout
+    with pytest.raises(UserError, match="no alias"):
+        runner.invoke(models.command, ["path", "nosuch"], catch_exceptions=False)

@@ -98,7 +98,7 @@ def test_a_stop_string_ends_the_text_before_it(model: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "0 prompts are given"),
+        ([], "no prompt is given"),
         (["a", "--prompt-ids", "1"], "2 prompts are given"),
         ([""], "empty"),
         (["a", "--system", "b"], "add --chat"),

@@ -13,6 +13,7 @@ import click
 import pytest
 
 from knee.cli import main
+from knee.devices import DEVICES
 from knee.errors import KneeError, UserError
 
 SLOW = ("numpy", "rich", "pydantic", "tokenizers", "torch", "huggingface_hub", "jinja2", "gguf")
@@ -108,6 +109,37 @@ def test_a_wrong_option_is_two_and_one_line(
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
     assert "--help)" in captured.err
+
+
+@pytest.mark.parametrize("arguments", [[], ["models"]])
+def test_a_group_alone_prints_its_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert run(monkeypatch, *arguments) in (0, 2)
+    captured = capsys.readouterr()
+    said = captured.out + captured.err
+    assert said.startswith("Usage: ")
+    assert "\nCommands:\n" in said
+    assert "\\n" not in said
+
+
+def test_a_list_that_cannot_be_read_says_its_form(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "sweep", "--wait-ms", "abc") == 2
+    assert "'abc' is not a number. The form is 0,10,…" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["generate", "baseline", "inspect", "kvcache", "sweep"])
+def test_help_offers_the_devices_and_weight_types_that_exist(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert run(monkeypatch, name, "--help") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    dtypes = dict.fromkeys(dtype for device in DEVICES.values() for dtype in device.dtypes)
+    assert f"{' or '.join(['auto', *DEVICES])}." in said
+    assert f"{' or '.join(['auto', *dtypes])}." in said
+    assert ("repeat it for several" in said.replace("this string; repeat it for several", "")) == (name == "sweep")
 
 
 @pytest.mark.parametrize("name", main.COMMANDS)

@@ -13,7 +13,7 @@ from knee.cli.options import (
     kv_cache_option,
     max_new_tokens_option,
     model_options,
-    prompt_options,
+    one_prompt_options,
     run_options,
     sampling_options,
 )
@@ -22,10 +22,12 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "see
 
 
 @click.command()
-@prompt_options
+@one_prompt_options
 @max_new_tokens_option(10)
 @ignore_eos_option(True)
-@click.option("--warm-prefills", type=int, default=5, show_default=True, help="Repeats after the cold prefill.")
+@click.option(
+    "--warm-prefills", type=int, default=5, show_default=True, help="Repeats after the cold prefill, at least 5."
+)
 @sampling_options
 @model_options
 @kv_cache_option

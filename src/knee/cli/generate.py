@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("prompt", required=False)
-@prompt_ids_option
+@prompt_ids_option()
 @click.option("--chat", is_flag=True, help="Put the prompt through the model's chat template.")
 @click.option("--system", help="System message of the chat.")
 @max_new_tokens_option(64)
@@ -82,7 +82,8 @@ def _one_prompt(
 ) -> str | tuple[int, ...]:
     given: list[str | tuple[int, ...]] = [*prompt_ids] if prompt is None else [prompt, *prompt_ids]
     if len(given) != 1:
-        raise UserError(f"{len(given)} prompts are given: give one, as PROMPT or with --prompt-ids")
+        count = f"{len(given)} prompts are" if given else "no prompt is"
+        raise UserError(f"{count} given: give one, as PROMPT or with --prompt-ids")
     if system is not None and not chat:
         raise UserError("--system is part of a chat: add --chat, or leave it out")
     if chat and prompt is None:

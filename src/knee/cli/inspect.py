@@ -12,13 +12,13 @@ from knee.cli.options import (
     ignore_eos_option,
     max_new_tokens_option,
     model_options,
-    prompt_options,
+    one_prompt_options,
     run_options,
 )
 
 
 @click.command()
-@prompt_options
+@one_prompt_options
 @max_new_tokens_option(10)
 @ignore_eos_option(True)
 @model_options

@@ -13,7 +13,7 @@ from knee.cli.options import (
     ignore_eos_option,
     max_new_tokens_option,
     model_options,
-    prompt_options,
+    one_prompt_options,
     run_options,
 )
 
@@ -27,7 +27,7 @@ from knee.cli.options import (
 )
 @max_new_tokens_option(50)
 @ignore_eos_option(True)
-@prompt_options
+@one_prompt_options
 @model_options
 @block_size_option
 @run_options

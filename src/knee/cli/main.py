@@ -76,6 +76,9 @@ def _as_interrupt(_signal: int, _frame: FrameType | None) -> None:
 def _run(arguments: Sequence[str] | None) -> int:
     try:
         return cli.main(args=arguments, prog_name="knee", standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
     except click.ClickException as error:
         help = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
         _complain(error.format_message() + help)

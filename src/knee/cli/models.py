@@ -54,10 +54,11 @@ def pull_command(model: str, as_json: bool) -> None:
 @json_option
 def path_command(model: str, as_json: bool) -> None:
     """Print where MODEL is, without fetching it."""
-    from knee.weights.catalog import cached_path
+    from knee.weights.catalog import cached_path, check_name
 
     path = cached_path(model)
     if path is None:
+        check_name(model)
         raise UserError(f"{model} is not here: fetch it with `knee models pull {model}`")
     if as_json:
         print_json({"model": model, "path": str(path)})
@@ -79,4 +80,4 @@ def _row(model: ListedModel, lang: Lang) -> list[str]:
     from knee.lab.messages import text
 
     here = text(lang, "answer.yes" if model.cached else "answer.no")
-    return [model.alias, model.source, f"{model.size / 2**20:.0f} MiB", here, str(model.path) if model.cached else ""]
+    return [model.alias, model.source, f"{model.size / 1e6:.0f} MB", here, str(model.path) if model.cached else ""]

@@ -45,7 +45,10 @@ class Several(click.ParamType[tuple[Any, ...]]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
         if isinstance(value, tuple):  # a default
             return value
-        return tuple(self.item.convert(part.strip(), param, ctx) for part in value.split(","))
+        try:
+            return tuple(self.item.convert(part.strip(), param, ctx) for part in value.split(","))
+        except click.BadParameter as error:
+            self.fail(f"{error.message} The form is {self.name}", param, ctx)
 
 
 NUMBER = Number()
@@ -72,23 +75,37 @@ model_options = combined(
         show_default=True,
         help="Alias, hub id, folder with config.json and safetensors, or .gguf file.",
     ),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or reference."),
-    click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16, int8 or int4."),
+    click.option("--device", default="auto", show_default=True, help="auto or reference."),
+    click.option("--dtype", default="auto", show_default=True, help="Of the weights: auto or float32."),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the device's choice]"),
 )
 
-prompt_ids_option = click.option(
-    "--prompt-ids", type=WHOLE_NUMBERS, multiple=True, help="A prompt as token ids, 1,2,3; needs no tokenizer."
+
+def prompt_ids_option(help: str = "The prompt as token ids, 1,2,3; needs no tokenizer.") -> Decorator[Any]:
+    """`--prompt-ids` with the command's own help."""
+    return click.option("--prompt-ids", type=WHOLE_NUMBERS, multiple=True, help=help)
+
+
+def _prompt_options(text: str, ids: str, file: str) -> Decorator[Any]:
+    return combined(
+        click.option("--prompt", "prompts", multiple=True, help=text),
+        prompt_ids_option(ids),
+        click.option("--prompts-file", type=click.Path(path_type=Path), help=file),
+    )
+
+
+_FORMS = '{"prompt": "…"} or {"prompt_ids": [1, 2]}'
+
+prompts_options = _prompt_options(
+    "A prompt; repeat it for several.  [default: 16 built-in ones]",
+    "A prompt as token ids, 1,2,3; repeat it for several. Needs no tokenizer.",
+    f"JSONL, each line {_FORMS}.",
 )
 
-prompt_options = combined(
-    click.option("--prompt", "prompts", multiple=True, help="A prompt; repeat it for several."),
-    prompt_ids_option,
-    click.option(
-        "--prompts-file",
-        type=click.Path(path_type=Path),
-        help="JSONL with `prompt` or `prompt_ids` a line.",
-    ),
+one_prompt_options = _prompt_options(
+    "The prompt.  [default: the built-in one]",
+    "The prompt as token ids, 1,2,3; needs no tokenizer.",
+    f"JSONL of one line, {_FORMS}.",
 )
 
 run_options = combined(

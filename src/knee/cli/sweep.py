@@ -16,7 +16,7 @@ from knee.cli.options import (
     kv_cache_option,
     max_new_tokens_option,
     model_options,
-    prompt_options,
+    prompts_options,
     run_options,
 )
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @max_new_tokens_option(32)
 @ignore_eos_option(True)
 @click.option("--max-batched-tokens", type=int, default=512, show_default=True, help="Token budget of a step.")
-@prompt_options
+@prompts_options
 @model_options
 @kv_cache_option
 @block_size_option

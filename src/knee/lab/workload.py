@@ -45,6 +45,7 @@ BUILT_IN_PROMPTS = (
 )
 
 _LONGEST_WORKLOAD_S = 24 * 3600.0
+_FORMS = '{"prompt": "…"} or {"prompt_ids": [1, 2]}'
 
 Source = str | tuple[int, ...]
 """A prompt as the user gave it: a text, or token ids."""
@@ -132,20 +133,20 @@ def _source(line: str, where: str) -> Source:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
-        raise UserError(f"{where}: the line is no JSON object") from None
+        raise UserError(f"{where}: the line is no JSON object: write {_FORMS}") from None
     given = {"prompt", "prompt_ids"} & value.keys() if isinstance(value, dict) else set()
     if len(given) != 1:
-        raise UserError(f'{where}: write either {{"prompt": "text"}} or {{"prompt_ids": [1, 2, 3]}}')
+        raise UserError(f"{where}: write either {_FORMS}")
     if "prompt" in given:
         if not isinstance(value["prompt"], str):
-            raise UserError(f"{where}: `prompt` is not a text")
+            raise UserError(f"{where}: `prompt` is not a text: write {_FORMS}")
         return value["prompt"]
     return _ids(value["prompt_ids"], where)
 
 
 def _ids(value: Any, where: str) -> tuple[int, ...]:
     if not isinstance(value, list) or any(type(token) is not int for token in value):
-        raise UserError(f"{where}: `prompt_ids` is not a list of whole numbers")
+        raise UserError(f"{where}: `prompt_ids` is not a list of whole numbers: write {_FORMS}")
     return tuple(value)
 
 

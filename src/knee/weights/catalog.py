@@ -93,12 +93,8 @@ def resolve(spec: str, progress: bool = True) -> Path:
     entry = CATALOG.get(spec)
     if isinstance(entry, GgufEntry):
         return _pull(spec, _target(entry), lambda target: _fetch_gguf(spec, entry, target, progress))
+    check_name(spec)
     repo = entry.repo if entry else spec
-    if not _HUB_ID.fullmatch(repo) or repo.endswith(".gguf"):
-        raise ModelLoadError(
-            f"model {spec!r}: there is no such file or folder, and it is no alias ({', '.join(CATALOG)}) "
-            "and no hub id (owner/name)"
-        )
     return _pull(spec, _folder_target(repo), lambda target: _fetch_folder(repo, target, progress))
 
 
@@ -111,6 +107,15 @@ def cached_path(spec: str) -> Path | None:
         return _checked_path(Path(spec))
     repo = entry.repo if entry else spec
     return _cached_folder(repo) if _HUB_ID.fullmatch(repo) else None
+
+
+def check_name(spec: str) -> None:
+    """Raises `ModelLoadError` for what is neither here nor a name under which something could be fetched."""
+    if spec not in CATALOG and (not _HUB_ID.fullmatch(spec) or spec.endswith(".gguf")):
+        raise ModelLoadError(
+            f"model {spec!r}: there is no such file or folder, and it is no alias ({', '.join(CATALOG)}) "
+            "and no hub id (owner/name)"
+        )
 
 
 def model_name(spec: str, path: Path) -> str:
