@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -430,10 +431,33 @@ def test_a_run_is_found_by_path_folder_prefix_name_or_latest(tmp_path: Path) -> 
         assert find_run(tmp_path, ref) == second
 
 
-def test_a_name_of_several_runs_lists_them(tmp_path: Path) -> None:
+def test_a_name_of_several_runs_is_the_newest_and_says_so(tmp_path: Path) -> None:
+    paths = [finished(tmp_path, "kv", f"202{year}-01-01T00:00:00+00:00") for year in range(2)]
+    said: list[str] = []
+    assert find_run(tmp_path, "kv", said.append) == paths[1]
+    assert said == [f"2 runs are called 'kv'; this is the newest, {paths[1].name}"]
+
+
+def test_latest_is_the_newest_run_that_can_be_read_whatever_its_folder_is_called(tmp_path: Path) -> None:
+    new = finished(tmp_path, "new", "2024-06-01T00:00:00+00:00").rename(tmp_path / "20200101-000000-renamed")
+    finished(tmp_path, "old", "2024-01-01T00:00:00+00:00")
+    damaged = finished(tmp_path, "kv", "2025-01-01T00:00:00+00:00")
+    (damaged / "record.json").write_text("{")
+    assert find_run(tmp_path, "latest") == new
+    assert list_runs(tmp_path)[-1].path == damaged
+
+
+@pytest.mark.parametrize(("code", "frees"), [(errno.ENOSPC, True), (errno.EACCES, False), (errno.ENOTDIR, False)])
+def test_only_a_full_disk_is_told_to_be_freed(code: int, frees: bool) -> None:
+    with pytest.raises(RecordError, match="choose another folder") as refused, runs._writing(Path("out")):
+        raise OSError(code, os.strerror(code))
+    assert ("free some space" in str(refused.value)) == frees
+
+
+def test_a_beginning_of_several_runs_lists_them(tmp_path: Path) -> None:
     paths = [finished(tmp_path, "kv", f"202{year}-01-01T00:00:00+00:00") for year in range(2)]
     with pytest.raises(RecordError, match=rf"2 runs.*{paths[1].name}, {paths[0].name}"):
-        find_run(tmp_path, "kv")
+        find_run(tmp_path, "202")
     with pytest.raises(RecordError, match=r"no run 'nothing'.*knee list"):
         find_run(tmp_path, "nothing")
     with pytest.raises(RecordError, match="no run ''"):

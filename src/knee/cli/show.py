@@ -24,7 +24,7 @@ def command(run: str, out: Path, as_json: bool, lang: Lang) -> None:
     from knee.lab.markdown import to_markdown
     from knee.lab.runs import find_run, read_run
 
-    found = read_run(find_run(out, run))
+    found = read_run(find_run(out, run, tell))
     for problem in found.problems:
         tell(f"{found.path.name}: {problem}")
     if as_json:

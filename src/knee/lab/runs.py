@@ -8,6 +8,7 @@ Knows files and locks; what the numbers mean is not its business.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -218,8 +219,9 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
+        space = "free some space or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise RecordError(
-            f"cannot write {error.filename or path}: {reason}; free some space or choose another folder with --out"
+            f"cannot write {error.filename or path}: {reason}; {space}choose another folder with --out"
         ) from error
 
 
@@ -236,10 +238,13 @@ def _replace(path: Path, text: str) -> None:
 
 def folder_name(record: Record) -> str:
     """`<YYYYMMDD-HHMMSS>-<name>`, in UTC, safe for any file system whatever the experiment is called."""
-    stamp = datetime.fromisoformat(record.created_at).strftime("%Y%m%d-%H%M%S")
     name = re.sub(r"[^\w.-]+|\.\.+", "-", unicodedata.normalize("NFC", record.name))
     short = name.encode()[:_NAME_BYTES].decode(errors="ignore")
-    return f"{stamp}-{short.strip('-.') or record.kind}"
+    return f"{_stamp(record)}{short.strip('-.') or record.kind}"
+
+
+def _stamp(record: Record) -> str:
+    return datetime.fromisoformat(record.created_at).strftime("%Y%m%d-%H%M%S-")
 
 
 def _new_folder(out: Path, record: Record) -> Path:
@@ -292,18 +297,19 @@ def read_run(path: Path) -> Run:
 
 
 def list_runs(out: Path) -> list[RunEntry]:
-    """All runs in `out`, newest first; a run that cannot be read is listed with the reason."""
+    """All runs in `out`, newest first; runs that cannot be read come last, with the reason."""
     if not out.is_dir():
         return []
     folders = [path for path in out.iterdir() if _is_run(path)]
     entries = [_entry(path) for path in folders]
-    return sorted(entries, key=lambda entry: _age(entry.path), reverse=True)
+    return sorted(entries, key=_age, reverse=True)
 
 
-def find_run(out: Path, ref: str) -> Path:
+def find_run(out: Path, ref: str, tell: Callable[[str], None] = lambda _: None) -> Path:
     """The folder of a run: `ref` is a path, a folder's name or its beginning, an experiment's name, or "latest".
 
-    Raises `RecordError` if there is no such run, or more than one.
+    Of runs with one name it is the newest, and `tell` gets a line that says so. Raises `RecordError` if there is no
+    such run, or if a beginning is that of more than one.
     """
     direct = Path(ref)
     if direct.name == RECORD:
@@ -315,6 +321,10 @@ def find_run(out: Path, ref: str) -> Path:
         raise RecordError(f"no runs in {out}: make one (knee baseline), or say with --out where they are")
     if ref == LATEST:
         return entries[0].path
+    named = [entry.path for entry in entries if entry.record is not None and entry.record.name == ref]
+    if len(named) > 1 and all(entry.path.name != ref for entry in entries):
+        tell(f"{len(named)} runs are called {ref!r}; this is the newest, {named[0].name}")
+        return named[0]
     return _only_match(out, ref, entries)
 
 
@@ -331,7 +341,7 @@ def _only_match(out: Path, ref: str, entries: Sequence[RunEntry]) -> Path:
             return found[0]
         if found:
             names = ", ".join(path.name for path in found[:5]) + (", …" if len(found) > 5 else "")
-            raise RecordError(f"{ref!r} is the name of {len(found)} runs: choose one of {names}")
+            raise RecordError(f"{len(found)} runs begin with {ref!r}: choose one of {names}")
     raise RecordError(f"no run {ref!r} in {out}: see them with knee list, or say with --out where they are")
 
 
@@ -347,10 +357,12 @@ def _entry(path: Path) -> RunEntry:
     return RunEntry(path, record, None)
 
 
-def _age(path: Path) -> tuple[str, int, str]:
+def _age(entry: RunEntry) -> tuple[bool, str, int, str]:
+    """Larger for a newer run, and for any that can be read."""
     # Folders of one second differ in their number only, and "-10" is younger than "-9".
-    stem, _, number = path.name.rpartition("-")
-    return (path.name[:_STAMP_LENGTH], int(number), stem) if number.isdecimal() else (path.name[:_STAMP_LENGTH], 0, "")
+    stem, _, number = entry.path.name.rpartition("-")
+    stamp = entry.path.name[:_STAMP_LENGTH] if entry.record is None else _stamp(entry.record)
+    return (entry.record is not None, stamp, *((int(number), stem) if number.isdecimal() else (0, "")))
 
 
 def _read_record(path: Path) -> tuple[Record, list[str]]:
