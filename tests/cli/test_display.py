@@ -8,7 +8,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from knee.cli import display
+from knee.cli import display, terminal
 from knee.lab.messages import Lang
 from knee.lab.records import Record
 from tests.lab.samples import METRICS, record
@@ -77,3 +77,32 @@ def test_progress_says_which_trial_of_how_many(monkeypatch: pytest.MonkeyPatch) 
         progress(3, 12, "dynamic (8 / 10 ms)")
     assert "3/12" in screen.getvalue()
     assert "dynamic (8 / 10 ms)" in screen.getvalue()
+
+
+@pytest.mark.parametrize(("width", "hides"), [(80, True), (160, False)])
+def test_columns_that_are_left_out_are_counted(monkeypatch: pytest.MonkeyPatch, width: int, hides: bool) -> None:
+    page = shown(monkeypatch, record("sweep"), "en", width)
+    assert ("Columns hidden at this width: " in page) == hides
+
+
+@pytest.mark.parametrize(("columns", "width"), [("60", 60), (None, 100), ("many", 100), ("0", 100)])
+@pytest.mark.parametrize("kind", METRICS)
+def test_a_pipe_has_the_width_of_columns_and_no_spaces_at_line_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str, columns: str | None, width: int
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert terminal.console().width == width
+    display.print_record(record(kind), "en")
+    for line in capsys.readouterr().out.split("\n"):
+        assert cell_len(line) <= width
+        assert line == line.rstrip()
+
+
+def test_a_list_in_a_pipe_does_not_fold_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    terminal.print_table(["name"], [["x" * 500]])
+    assert "x" * 500 in capsys.readouterr().out

@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 from knee.lab.environment import gpu_utilization
 from knee.lab.markdown import escaped, to_markdown
 from knee.lab.messages import LANGUAGES, Lang, text
-from knee.lab.records import BatchPolicy
+from knee.lab.records import BatchPolicy, InspectMetrics
 from knee.lab.visible import visible
 from tests.lab.samples import METRICS, SWEEP, record
 
@@ -138,3 +138,21 @@ def test_prompts_given_as_token_ids_are_shown_as_such() -> None:
     made = record()
     made.workload.prompts = [[1, 2, 3]]
     assert "token ids 1, 2, 3" in to_markdown(made)
+
+
+def test_a_kv_cache_page_says_that_both_ran_and_what_the_prompt_was() -> None:
+    made = record("kvcache", options={"prompt": ["Why?"]})
+    page = to_markdown(made)
+    assert "**KV cache**: on and off" in page
+    assert "“Why?”, repeated and cut to " in page
+
+
+def test_without_a_cache_a_step_has_no_kv_length() -> None:
+    made = record("inspect")
+    assert isinstance(made.metrics, InspectMetrics)
+    off = made.metrics.kv_cache_off
+    steps = [step.model_copy(update={"kv_len": 0}) for step in off.steps]
+    metrics = made.metrics.model_copy(update={"kv_cache_off": off.model_copy(update={"steps": steps})})
+    page = to_markdown(made.model_copy(update={"metrics": metrics}))
+    rows = [line for line in page.splitlines() if line.startswith("| 1 |")]
+    assert rows[-1].split(" | ")[2] == "—"

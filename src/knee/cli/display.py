@@ -164,7 +164,14 @@ def _print_table(rows: Sequence[Any], columns: Sequence[_Column], say: Say, out:
     for row in zip(*(column.cells(rows) for column in shown), strict=True):
         table.add_row(*(Text(visible(cell), no_wrap=True, overflow="ellipsis") for cell in row))
     out.print(_indented(table))
-    caption = _wrapped(about, out.width - _MARGIN)
+    hidden = len(columns) - len(shown)
+    _dim(about, out)
+    if hidden:
+        _dim(say("table.hidden", count=hidden), out)
+
+
+def _dim(words: str, out: Console) -> None:
+    caption = _wrapped(words, out.width - _MARGIN)
     caption.stylize("dim")
     out.print(_indented(caption))
 

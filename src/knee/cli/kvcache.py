@@ -51,6 +51,8 @@ def command(**options: Any) -> None:
     source = one_source(options)
     llm = load(options)
     spec = replace(spec, prompt=encode_one(llm, source)[0])
+    if isinstance(source, str) and not options["prompts_file"]:
+        options["prompts"] = (source,)  # the built-in one too: the record's prompts are the ids that it was cut to
     check(llm, spec)
     policy = BatchPolicy(name="single", max_batch_size=1, max_wait_ms=None)
     run_experiment(

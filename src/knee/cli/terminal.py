@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
 
@@ -25,7 +27,9 @@ out_option = click.option(
     help="Folder where runs are kept.",
 )
 
-_PIPE_WIDTH = 200  # without a terminal there is no width to fold to, and folded names cannot be searched
+_PIPE_WIDTH = 100  # of pages, where there is neither a terminal nor COLUMNS
+_NO_WIDTH = 100_000  # of lists there: folded names cannot be searched
+_TRAILING = re.compile(r" +(?=\n|$)")
 
 
 def print_json(document: Any) -> None:
@@ -40,11 +44,28 @@ def tell(message: str) -> None:
     click.echo(visible(message), err=True)
 
 
-def console() -> Console:
-    """Where tables are printed."""
+class _Trimmed:
+    """A text file whose lines do not end in spaces, which rich fills tables with."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        return self._file.write(_TRAILING.sub("", text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def console(pipe_width: int = _PIPE_WIDTH) -> Console:
+    """Where pages and tables are printed. In a pipe they are as wide as COLUMNS says, else `pipe_width`."""
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
+    if sys.stdout.isatty():
+        return Console()
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdecimal() and int(columns) else pipe_width
+    return Console(width=width, file=cast(IO[str], _Trimmed(sys.stdout)))
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
@@ -60,4 +81,4 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*(Text(visible(cell)) for cell in row))
-    console().print(table)
+    console(_NO_WIDTH).print(table)

@@ -23,7 +23,6 @@ from knee.lab.records import (
     SweepCell,
     SweepMetrics,
     Tradeoff,
-    Workload,
 )
 from knee.lab.visible import visible
 
@@ -51,9 +50,9 @@ def _template(record: Record, say: Say, lang: Lang) -> str:
         ("log.date", record.created_at),
         ("log.hardware", _hardware(record, say)),
         ("log.model", f"{escaped(record.model.name)} @ {escaped(record.model.dtype)}"),
-        ("log.prompt", _prompt(record.workload, say)),
+        ("log.prompt", _prompt(record, say)),
         ("log.batch_policy", _policy(record)),
-        ("log.kv_cache", say(f"switch.{record.kv_cache}")),
+        ("log.kv_cache", say(f"switch.{'both' if record.kind == 'kvcache' else record.kv_cache}")),
     ]
     lines = [f"- **{say(key)}**: {value}" for key, value in fields]
     lines.append(f"- **{say('log.metrics')}**:")
@@ -102,7 +101,11 @@ def _hardware(record: Record, say: Say) -> str:
     return f"GPU: {'; '.join(gpus) or say('record.none')} · CPU: {cpu}{f' ({escaped(isa)})' if isa else ''}"
 
 
-def _prompt(workload: Workload, say: Say) -> str:
+def _prompt(record: Record, say: Say) -> str:
+    workload, given = record.workload, record.options.get("prompt")
+    if record.kind == "kvcache" and isinstance(given, list) and len(given) == 1:
+        lengths = ", ".join(map(str, workload.prompt_tokens))
+        return say("record.cut_to", prompt=_shortened(str(given[0]), say), lengths=lengths)
     if not workload.prompts:
         return NOTHING
     first = workload.prompts[0]
@@ -236,7 +239,7 @@ def _step(step: InspectStep) -> list[str]:
         f"{_token(candidate.token, candidate.token_id)} {math.exp(candidate.logprob):.1%}" for candidate in step.top
     )
     token = NOTHING if step.token is None else _token(step.token, step.token_id)
-    return [str(step.step), _number(step.ms), str(step.kv_len), str(step.token_id), token, top or NOTHING]
+    return [str(step.step), _number(step.ms), str(step.kv_len or NOTHING), str(step.token_id), token, top or NOTHING]
 
 
 def _kvcache(metrics: KvCacheMetrics, say: Say) -> list[str]:

@@ -56,6 +56,7 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "requests: {requests}, prompt tokens: {prompt}, new tokens each: {new}, arrival: {arrival}, seed: {seed}",
         "{requests} 个请求，提示词 {prompt} 个 token，每个生成 {new} 个 token，到达方式 {arrival}，随机种子 {seed}",
     ),
+    "record.cut_to": ("{prompt}, repeated and cut to {lengths} tokens", "{prompt}，重复并截取为 {lengths} 个 token"),
     "record.more_prompts": (" (and {count} more in record.json)", "（另有 {count} 条，见 record.json）"),
     "record.token_ids": ("token ids {ids}", "token id {ids}"),
     "record.cut": (
@@ -77,6 +78,7 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
     "status.failed": ("failed", "失败"),
     "switch.on": ("on", "开"),
     "switch.off": ("off", "关"),
+    "switch.both": ("on and off", "开与关"),
     "answer.yes": ("yes", "是"),
     "answer.no": ("no", "否"),
     # Sections and tables, by kind of experiment.
@@ -458,8 +460,12 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "手写循环、引擎、无缓存循环给出的 token 完全一致。",
     ),
     "table.kvcache_about": (
-        "First and last are decode steps: flat with the cache, growing with the context without.",
-        "“首步”和“末步”均为解码步：有缓存时基本不变，无缓存时随上下文增长。",
+        "First and last are decode steps; ms/step is the mean of all of them.",
+        "“首步”和“末步”均为解码步；“ms/步”是所有解码步的平均值。",
+    ),
+    "table.hidden": (
+        "Columns hidden at this width: {count}; knee show has all.",
+        "此宽度下隐藏的列数：{count}；knee show 会显示全部。",
     ),
     "table.prompt": ("prompt\ntokens", "提示词\ntoken"),
     "table.cache": ("KV\ncache", "KV\n缓存"),
