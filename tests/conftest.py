@@ -18,3 +18,9 @@ def smollm2_path() -> Path:
         return catalog.resolve("smollm2-135m", progress=False)
     except DownloadError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True)
+def _no_terminal_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages are as wide as COLUMNS says; a test's page must not depend on the terminal it was started from."""
+    monkeypatch.delenv("COLUMNS", raising=False)
