@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -202,6 +203,34 @@ def test_a_file_of_another_size_under_the_name_is_replaced(own_cache: Path) -> N
     (own_cache / "models" / "m.gguf").write_bytes(b"half")
     assert cached_path("tiny") is None
     assert resolve("tiny", progress=False).read_bytes() == CONTENT
+
+
+def put_damaged(own_cache: Path) -> Path:
+    """A file of the right size with three wrong bytes, as a bad disk or a hand leaves it."""
+    path = own_cache / "models" / "m.gguf"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT[:5000] + b"!!!" + CONTENT[5003:])
+    os.utime(path, (1, 1))
+    return path
+
+
+@pytest.mark.usefixtures("alias")
+def test_a_damaged_file_of_the_right_size_is_replaced(own_cache: Path) -> None:
+    path = put_damaged(own_cache)
+    assert cached_path("tiny") is None
+    assert resolve("tiny", progress=False).read_bytes() == CONTENT
+    assert cached_path("tiny") == path
+
+
+@pytest.mark.usefixtures("alias")
+def test_a_damaged_file_that_cannot_be_replaced_is_named(hub: Hub, own_cache: Path) -> None:
+    hub.files.clear()
+    path = put_damaged(own_cache)
+    with pytest.raises(
+        ModelLoadError, match=r"is not the file of tiny \(wrong size or SHA-256\) .* delete it"
+    ) as error:
+        resolve("tiny", progress=False)
+    assert str(error.value).startswith(str(path))
 
 
 @pytest.mark.usefixtures("alias")

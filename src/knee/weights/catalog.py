@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from knee.errors import DownloadError, ModelLoadError
-from knee.weights.cache import cache_dir, size_of
+from knee.weights.cache import cache_dir, sha256_of, size_of
 from knee.weights.download import SECONDS, RemoteFile, WheelMember, fetch, fetch_from_wheel
 from knee.weights.folder import INDEX, WEIGHTS
 
@@ -102,7 +102,7 @@ def cached_path(spec: str) -> Path | None:
     """Where a model's files are; None where they would have to be fetched. Uses no network."""
     entry = CATALOG.get(spec)
     if isinstance(entry, GgufEntry):
-        return _if_complete(_target(entry), entry.size)
+        return _if_complete(_target(entry), entry)
     if entry is None and _is_path(spec):
         return _checked_path(Path(spec))
     repo = entry.repo if entry else spec
@@ -156,8 +156,13 @@ def _folder_target(repo: str) -> Path:
     return _models_dir() / repo.replace("/", "--")
 
 
-def _if_complete(path: Path, size: int) -> Path | None:
-    return path if path.is_file() and path.stat().st_size == size else None
+def _if_complete(path: Path, entry: GgufEntry) -> Path | None:
+    """The file if it is the very one that the catalogue means, whoever put it there."""
+    try:
+        right = path.stat().st_size == entry.size and sha256_of(path) == entry.sha256
+    except OSError:  # there is none, or none that can be read
+        return None
+    return path if right else None
 
 
 def _cached_folder(repo: str) -> Path | None:
@@ -210,6 +215,12 @@ def _fetch_gguf(alias: str, entry: GgufEntry, target: Path, progress: bool) -> N
             return source()
         except DownloadError as error:
             reasons.append(str(error))
+    if target.exists():
+        raise ModelLoadError(
+            f"{target} is not the file of {alias} (wrong size or SHA-256) and the right one could not be fetched "
+            f"({'; '.join(reasons)}): delete it, or replace it by {entry.file} of the hub's {entry.repo} or of the "
+            f"wheel {entry.wheel.requirement}"
+        )
     raise DownloadError(
         f"{alias} is not here and could not be fetched ({'; '.join(reasons)}): put {entry.file} of the hub's "
         f"{entry.repo}, or of the wheel {entry.wheel.requirement}, at {target}"
