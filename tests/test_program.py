@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from knee.errors import ModelLoadError
 from knee.models import ARCHITECTURES, build_program
-from knee.program import Linear, Program, SpanShape, StepShape, Widths
+from knee.program import Linear, Program, SpanShape, StepShape, Widths, WriteKV
 
 SMOLLM2: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -106,6 +106,9 @@ def test_a_prefill_in_chunks_attends_to_the_same_pairs(chunks: list[int], extra:
         ({"rope_scaling": {"rope_type": "linear", "factor": 0.0}}, "factor"),
         ({"rope_theta": float("nan")}, "rope_theta"),
         ({"head_dim": 33}, "even"),
+        ({"head_dim": 2**30}, "at most 4096"),
+        ({"layer_types": 5}, "layer_types"),
+        ({"layer_types": ["full_attention", "chunked_attention"]}, "layer_types"),
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ],
@@ -132,3 +135,13 @@ def test_the_error_for_an_unknown_architecture_lists_the_known() -> None:
     with pytest.raises(ModelLoadError) as error:
         build_program({"architectures": ["X"]})
     assert all(name in str(error.value) for name in ARCHITECTURES)
+
+
+def test_an_empty_section_does_not_hide_the_rope_scaling_beside_it() -> None:
+    linear = {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    plain, scaled = build_program(SMOLLM2), build_program(SMOLLM2 | linear | {"rope_parameters": {}})
+    [first, *_] = [op.rope for op in plain.ops if isinstance(op, WriteKV)]
+    [second, *_] = [op.rope for op in scaled.ops if isinstance(op, WriteKV)]
+    assert first is not None
+    assert second is not None
+    assert second.inverse_frequencies == tuple(f / 2 for f in first.inverse_frequencies)

@@ -1,12 +1,12 @@
 """A model as a list of operations, each of which knows what it costs.
 
-`models/` emit a `Program`; `devices/` execute it; the lab computes floors and rooflines from it. The list is flat:
+`models/` emit a `Program`; `devices/` execute it; floors and rooflines follow from its costs. The list is flat:
 a dozen kinds of operation over named buffers and named weights. The number of rows is left open: a buffer is a
 matrix with one row for each token of a step ("tokens"), or one for each position whose logits are wanted
 ("outputs").
 
 Costs count what cannot be avoided: a multiply-add is 2 FLOPs; each weight is read once a step, whatever the number
-of rows; keys and values are read once for each row's context and written once; activations are counted apart,
+of rows; keys and values are read once for each request's context and written once; activations are counted apart,
 because on most machines they stay in a cache.
 """
 

@@ -163,6 +163,40 @@ def test_when_the_device_fails_the_requests_of_the_step_end_as_errors() -> None:
     assert next_in_line.output == expected([4, 5], 4)
 
 
+class Spelled:
+    """A tokenizer whose tokens are single letters."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([ord("a") + token_id % 26])
+
+
+def test_an_aborted_request_keeps_the_text_that_was_held_back() -> None:
+    engine = make_engine()
+    engine.tokenizer = Spelled()
+    [first] = expected([1, 2, 3], 1)
+    letter = chr(ord("a") + first % 26)
+    request = engine.submit([1, 2, 3], SamplingParams(max_new_tokens=10, stop=(letter + "never",)))
+    engine.step()
+    assert request.text == ""
+    engine.abort(request)
+    assert request.text == letter
+
+
+def test_whatever_the_device_raises_no_request_is_left_behind() -> None:
+    def fail(_batch: Sequence[object]) -> None:
+        raise MemoryError
+
+    engine = make_engine()
+    assert isinstance(engine.device, FakeDevice)
+    engine.device.cost = fail
+    request = engine.submit([1, 2, 3], SamplingParams(max_new_tokens=10))
+    with pytest.raises(MemoryError):
+        engine.step()
+    assert request.finish_reason is FinishReason.ERROR
+    assert not engine.has_work
+    assert engine.kv.used_blocks == 0
+
+
 @pytest.mark.parametrize(
     ("prompt", "params", "says"),
     [
@@ -189,6 +223,8 @@ def test_a_request_that_can_never_be_served_is_refused_at_submit(
     [
         {"max_new_tokens": 0},
         {"max_new_tokens": -3},
+        {"max_new_tokens": 1.5},
+        {"max_new_tokens": True},
         {"temperature": -0.1},
         {"temperature": float("nan")},
         {"temperature": float("inf")},

@@ -274,7 +274,7 @@ def test_where_every_batch_is_full_a_window_cannot_matter():
 def test_too_few_runs_cannot_tell():
     m, _ = measure(spec(DYNAMIC, ask(arrival="rate:40")))
     assert "too few to tell" in finding(m, "The wait window: dynamic (8 / 10 ms)")
-    assert finding(m, "Repeats of each cell: 1.")
+    assert finding(m, "Repeats of a setting: 1.")
 
 
 def noisy(generator: random.Random) -> Cost:
@@ -289,7 +289,7 @@ def noisy(generator: random.Random) -> Cost:
 def test_repeats_that_overlap_cannot_be_told_apart():
     m, _ = measure(spec(DYNAMIC, ask(arrival="rate:30"), repeats=4), noisy(random.Random(5)))
     assert "cannot tell dynamic (4 / 10 ms)" in " ".join(m.findings)
-    assert "Repeats of each cell" not in " ".join(m.findings)
+    assert "Repeats of a setting" not in " ".join(m.findings)
 
 
 def test_a_window_that_matters_is_said_to():
@@ -299,10 +299,20 @@ def test_a_window_that_matters_is_said_to():
 
 
 def test_the_best_cells_are_named_with_those_they_cannot_be_told_from():
-    m, _ = measure(spec(DYNAMIC, repeats=2))
+    m, _ = measure(spec(make_cells(["static", "continuous"], [8], None), repeats=4))
     assert finding(m, "Highest throughput") == (
-        "Highest throughput: dynamic (8 / 0 ms), 800.0 tokens/s; cannot be told from dynamic (8 / 10 ms)."
+        "Highest throughput: static (8), 800.0 tokens/s; cannot be told from continuous (8)."
     )
+
+
+def test_cells_whose_window_cannot_matter_are_one_setting_and_no_rivals():
+    m, _ = measure(spec(DYNAMIC, repeats=2))
+    assert finding(m, "Highest throughput") == "Highest throughput: dynamic (8), 800.0 tokens/s."
+
+
+def test_too_few_repeats_name_no_best():
+    m, _ = measure(spec(STATIC))
+    assert finding(m, "Highest throughput").endswith("too few to call it best.")
 
 
 def test_a_single_cell_is_compared_with_nothing():

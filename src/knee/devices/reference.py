@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from knee.devices.base import Device, FloatArray, Span, SpanOutput, Want
-from knee.errors import NumericsError
+from knee.errors import NumericsError, UserError
 from knee.program import (
     Activation,
     Attention,
@@ -131,7 +131,7 @@ class ReferenceDevice(Device):
         threads: int | None = None,
     ) -> None:
         if threads is not None:
-            threadpool_limits(limits=threads, user_api="blas")
+            _limit_threads(threads)
         self.dtype = "float32"
         self.program = program
         self.weights = weights
@@ -253,6 +253,12 @@ class ReferenceDevice(Device):
 
     def _select(self, op: SelectOutputs, step: _Step) -> None:
         step.buffers[op.out] = step.buffers[op.x][step.output_rows]
+
+
+def _limit_threads(threads: int) -> None:
+    if not any(pool["user_api"] == "blas" for pool in threadpool_info()):
+        raise UserError("this NumPy's BLAS (Accelerate, perhaps) cannot be told its number of threads: omit --threads")
+    threadpool_limits(limits=threads, user_api="blas")
 
 
 def _future(rows: int, seen: int) -> BoolArray:

@@ -28,7 +28,7 @@ from knee.engine.types import (
     StepStats,
     TokenEvent,
 )
-from knee.errors import KneeError, RequestError
+from knee.errors import RequestError
 
 Clock = Callable[[], float]
 
@@ -156,7 +156,7 @@ class Engine:
         """Run the step; if the device fails, its requests end with an error instead of vanishing."""
         try:
             return self.device.execute(batch)
-        except KneeError:
+        except Exception:  # also a MemoryError: whatever it is, no request may be left behind half done
             now = self.clock()
             for chunk in plan.chunks:
                 self._leave(chunk.request, FinishReason.ERROR, now)
@@ -212,7 +212,9 @@ class Engine:
     def _leave(self, request: Request, reason: FinishReason, now: float) -> None:
         (self.running if request in self.running else self.waiting).remove(request)
         self.kv.release(request)
-        del self._sides[request.id]
+        detokenizer = self._sides.pop(request.id).detokenizer
+        if detokenizer and reason in (FinishReason.ABORTED, FinishReason.ERROR):
+            request.text += detokenizer.flush()
         request.finish_reason = reason
         request.finished_at = now
 

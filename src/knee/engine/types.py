@@ -53,6 +53,8 @@ class SamplingParams:
 
 
 def _check(name: str, value: float, low: float, high: float = math.inf, low_open: bool = False) -> None:
+    if isinstance(low, int) and type(value) is not int:
+        raise RequestError(f"{name} is {value!r}: it must be a whole number")
     below = value <= low if low_open else value < low
     if not math.isfinite(value) or below or value > high:
         bound = f"{'above' if low_open else 'at least'} {low}" + (f" and at most {high}" if high < math.inf else "")

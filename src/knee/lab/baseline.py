@@ -64,6 +64,8 @@ def run(llm: LLM, spec: BaselineSpec, sink: Sink, clock: Clock = REAL_TIME) -> O
         sink.add_requests(trial.request_rows())
         sink.add_steps(trial.step_rows())
     busy, reason = gpu_utilization()
+    if busy is not None and llm.device.name != "cuda":
+        busy, reason = None, text("en", "note.ran_on_cpu", device=llm.device.name)
     metrics = _metrics(llm, spec, _prefill_ms(cold), warm, request, busy)
     return Outcome(metrics, notes=_notes(metrics, reason))
 

@@ -59,7 +59,7 @@ def findings(measured: Sequence[Measured]) -> list[str]:
     sentences = [*_about_windows(able), *_about_batching(able)]
     if len(able) > 1:
         sentences += _about_the_best(able)
-        repeats = min(len(one.cell.repeats) for one in able)
+        repeats = min(one.repeats for one in _settings(able))
         if repeats < ENOUGH_REPEATS:
             sentences.append(text("en", "finding.too_few_repeats", repeats=repeats, enough=ENOUGH_REPEATS))
     return sentences
@@ -106,6 +106,15 @@ class _Size:
     @property
     def throughput(self) -> float:
         return fmean(one.cell.output_throughput for one in self.cells)
+
+    @property
+    def latency(self) -> float:
+        return fmean(one.cell.e2el_ms.mean or 0.0 for one in self.cells)
+
+    @property
+    def label(self) -> str:
+        cell = self.first.cell
+        return self.first.label if len(self.cells) == 1 else f"{cell.policy} ({cell.max_batch_size})"
 
 
 def _hull(ranges: Sequence[Range]) -> Range:
@@ -196,20 +205,31 @@ def _window(base: Measured, other: Measured) -> str:
 
 
 def _about_the_best(measured: Sequence[Measured]) -> list[str]:
-    fastest = min(measured, key=lambda one: one.cell.e2el_ms.mean or 0.0)
-    busiest = max(measured, key=lambda one: one.cell.output_throughput)
+    settings = _settings(measured)
+    fastest = min(settings, key=lambda one: one.latency)
+    busiest = max(settings, key=lambda one: one.throughput)
     return [
-        _best("latency", fastest, measured, lambda one: one.latencies, f"{fastest.cell.e2el_ms.mean:.1f}"),
-        _best("throughput", busiest, measured, lambda one: one.throughputs, f"{busiest.cell.output_throughput:.1f}"),
+        _best("latency", fastest, settings, lambda one: one.latencies, f"{fastest.latency:.1f}"),
+        _best("throughput", busiest, settings, lambda one: one.throughputs, f"{busiest.throughput:.1f}"),
     ]
 
 
-def _best(
-    what: str, best: Measured, measured: Sequence[Measured], ranges: Callable[[Measured], Range], value: str
-) -> str:
-    rivals = [one.label for one in measured if one is not best and overlap(ranges(best), ranges(one))]
-    verdict = f"finding.best_{what}_tied" if rivals else f"finding.best_{what}"
-    return text("en", verdict, cell=best.label, value=value, rivals=", ".join(rivals))
+def _best(what: str, best: _Size, settings: Sequence[_Size], ranges: Callable[[_Size], Range], value: str) -> str:
+    rivals = [one.label for one in settings if one is not best and overlap(ranges(best), ranges(one))]
+    repeats = min(one.repeats for one in settings)
+    verdict = "_too_few" if repeats < ENOUGH_REPEATS else "_tied" if rivals else ""
+    values = {"cell": best.label, "value": value, "rivals": ", ".join(rivals), "repeats": repeats}
+    return text("en", f"finding.best_{what}{verdict}", **values)
+
+
+def _settings(measured: Sequence[Measured]) -> list[_Size]:
+    """Every cell for itself, those that differ in nothing but a window that cannot matter as one."""
+    settings: list[_Size] = []
+    for key in dict.fromkeys((one.cell.policy, one.cell.max_batch_size) for one in measured):
+        cells = [one for one in measured if (one.cell.policy, one.cell.max_batch_size) == key]
+        same = all(one.always_full for one in cells)
+        settings += [_Size(cells)] if same else [_Size([cell]) for cell in cells]
+    return settings
 
 
 def _percent(share: float | None) -> str:

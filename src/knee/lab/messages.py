@@ -381,6 +381,10 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "Lowest mean latency from arrival: {cell}, {value} ms.",
         "从到达算起的平均延迟最低：{cell}，{value} ms。",
     ),
+    "finding.best_latency_too_few": (
+        "Lowest mean latency from arrival in these {repeats} repeats: {cell}, {value} ms; too few to call it best.",
+        "在这 {repeats} 次重复中，从到达算起的平均延迟最低：{cell}，{value} ms；次数太少，不能断言最佳。",
+    ),
     "finding.best_latency_tied": (
         "Lowest mean latency from arrival: {cell}, {value} ms; cannot be told from {rivals}.",
         "从到达算起的平均延迟最低：{cell}，{value} ms；与 {rivals} 无法区分。",
@@ -389,14 +393,18 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "Highest throughput: {cell}, {value} tokens/s.",
         "吞吐最高：{cell}，{value} tokens/s。",
     ),
+    "finding.best_throughput_too_few": (
+        "Highest throughput in these {repeats} repeats: {cell}, {value} tokens/s; too few to call it best.",
+        "在这 {repeats} 次重复中，吞吐最高：{cell}，{value} tokens/s；次数太少，不能断言最佳。",
+    ),
     "finding.best_throughput_tied": (
         "Highest throughput: {cell}, {value} tokens/s; cannot be told from {rivals}.",
         "吞吐最高：{cell}，{value} tokens/s；与 {rivals} 无法区分。",
     ),
     "finding.too_few_repeats": (
-        "Repeats of each cell: {repeats}. With fewer than {enough}, a difference can be noise: give --repeats "
+        "Repeats of a setting: {repeats}. With fewer than {enough}, a difference can be noise: give --repeats "
         "{enough}.",
-        "每组重复次数：{repeats}。少于 {enough} 次时，差异可能只是噪声：请用 --repeats {enough}。",
+        "每个设置的重复次数：{repeats}。少于 {enough} 次时，差异可能只是噪声：请用 --repeats {enough}。",
     ),
     # What commands print: tables, one caption each, and the lines around them.
     "generate.summary": (
@@ -503,6 +511,10 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
     "table.e2el_change": ("latency", "延迟"),
     "table.efficiency": ("efficiency", "效率"),
     # Why something is null.
+    "note.ran_on_cpu": (
+        "GPU utilization: the model ran on the CPU (device {device})",
+        "GPU 利用率：模型在 CPU 上运行（设备 {device}）",
+    ),
     "note.no_gpu": (
         "GPU utilization: there is no NVIDIA GPU here (no nvidia-smi)",
         "GPU 利用率：本机没有 NVIDIA GPU（找不到 nvidia-smi）",

@@ -163,7 +163,8 @@ def _warm_up(engine: Engine, spec: SweepSpec, clock: Clock) -> None:
     for size in sorted({cell.max_batch_size for cell in spec.cells}):
         engine.policy = make_policy("continuous", size, max_batched_tokens=spec.token_budget)
         tokens = min(_WARM_TOKENS, spec.workload.max_new_tokens)
-        warm_up = replace(spec.workload, requests=size, arrival=Arrival(), max_new_tokens=tokens)
+        prompts = spec.workload.prompts[: spec.workload.requests]
+        warm_up = replace(spec.workload, prompts=prompts, requests=size, arrival=Arrival(), max_new_tokens=tokens)
         run_trial(engine, warm_up, spec.params, Trial(), clock.sleep)
 
 

@@ -63,12 +63,12 @@ class Config:
             raise ModelLoadError(f"config.json: {key} is {value!r}: it must be true or false")
         return value
 
-    def section(self, key: str) -> Config | None:
-        """A nested object, or None where it is missing or null."""
+    def section(self, key: str) -> Config:
+        """A nested object, empty where it is missing or null."""
         value = self.raw.get(key)
         if value is not None and not isinstance(value, Mapping):
             raise ModelLoadError(f"config.json: {key} is {value!r}: it must be an object")
-        return None if value is None else Config(value)
+        return Config(value or {})
 
     def activation(self, key: str, default: str) -> Activation:
         """An activation function by its Hugging Face name."""

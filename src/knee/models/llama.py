@@ -18,6 +18,8 @@ from knee.models.config import Config
 from knee.models.rope import read_rope
 from knee.program import Activation, Attention, Embed, Gate, Program, Rope, SelectOutputs, WriteKV
 
+_LARGEST_HEAD = 4096  # far above any model's; bounds what a damaged config makes us build
+
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
@@ -79,16 +81,19 @@ def _head_dim(config: Config, hidden: int, heads: int) -> int:
     if not config.has("head_dim") and hidden % heads:
         raise ModelLoadError(f"config.json: hidden_size {hidden} is no multiple of {heads} attention heads")
     head_dim = config.integer("head_dim", default=hidden // heads or None)
-    if head_dim % 2:
-        raise ModelLoadError(f"config.json: head_dim is {head_dim}: rotary positions need an even one")
+    if head_dim % 2 or head_dim > _LARGEST_HEAD:
+        raise ModelLoadError(
+            f"config.json: head_dim is {head_dim}: rotary positions need an even one, at most {_LARGEST_HEAD}"
+        )
     return head_dim
 
 
 def _refuse_unsupported(config: Config) -> None:
     config.refuse("partial_rotary_factor", 1.0)
     config.refuse("use_sliding_window", False)
-    if "sliding_attention" in (config.raw.get("layer_types") or ()):
-        raise ModelLoadError("config.json: layer_types has sliding_attention: knee supports only full_attention")
+    layer_types = config.raw.get("layer_types") or []
+    if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
+        raise ModelLoadError(f"config.json: layer_types is {str(layer_types)[:80]}: knee supports only full_attention")
 
 
 def build(architecture: str, raw: Mapping[str, Any]) -> Program:

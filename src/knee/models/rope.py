@@ -16,10 +16,12 @@ from knee.program import Rope
 def read_rope(config: Config, head_dim: int) -> Rope:
     """Inverse frequencies of a head of `head_dim` dimensions.
 
-    Reads `rope_theta` with `rope_scaling`, or both from `rope_parameters`, as newer configs write them.
+    Reads `rope_theta` with `rope_scaling`, or both from `rope_parameters`, as newer configs write them; where both
+    sections are filled, the first counts, as in transformers.
     """
-    scaling = config.section("rope_parameters") or config.section("rope_scaling") or Config({})
-    theta = scaling if scaling.has("rope_theta") else config
+    sections = [section for key in ("rope_scaling", "rope_parameters") if (section := config.section(key)).raw]
+    scaling = sections[0] if sections else Config({})
+    theta = next((found for found in sections if found.has("rope_theta")), config)
     base = theta.number("rope_theta", default=10000.0)
     scaling.refuse("partial_rotary_factor", 1.0)
     frequencies = [base ** (-2 * i / head_dim) for i in range(head_dim // 2)]
