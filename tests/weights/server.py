@@ -24,15 +24,15 @@ class Hub:
     requests: list[tuple[str, str | None]] = field(default_factory=list)  # path, Range
     url: str = ""
 
-    def add_model(self, repo: str, files: dict[str, bytes]) -> None:
+    def add_model(self, repo: str, files: dict[str, bytes], revision: str = "abc") -> None:
         """A repository with the answer of the hub's API about it."""
         siblings: list[dict[str, Any]] = []
         for name, content in files.items():
-            self.files[f"/{repo}/resolve/abc/{name}"] = content
+            self.files[f"/{repo}/resolve/{revision}/{name}"] = content
             lfs = {"sha256": sha256(content).hexdigest(), "size": len(content), "pointerSize": 100}
             large = name.endswith(".safetensors")
             siblings.append({"rfilename": name, "size": len(content)} | ({"lfs": lfs} if large else {}))
-        info = {"id": repo, "sha": "abc", "siblings": siblings, "tags": [], "private": False, "downloads": 0}
+        info = {"id": repo, "sha": revision, "siblings": siblings, "tags": [], "private": False, "downloads": 0}
         self.files[f"/api/models/{repo}"] = json.dumps(info).encode()
 
 

@@ -317,6 +317,17 @@ def test_a_folder_appears_only_when_it_is_whole(models: Hub) -> None:
     assert (resolve("owner/model", progress=False) / "model.safetensors").read_bytes() == whole
 
 
+def test_files_of_two_revisions_are_never_mixed(models: Hub) -> None:
+    models.add_model("owner/model", MODEL)
+    del models.files["/owner/model/resolve/abc/model.safetensors"]
+    with pytest.raises(DownloadError):
+        resolve("owner/model", progress=False)
+    newer = {"config.json": b'{"a": 1}', "model.safetensors": safetensors_bytes({"__metadata__": {}})}
+    models.add_model("owner/model", newer, revision="def")
+    folder = resolve("owner/model", progress=False)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == newer
+
+
 def test_a_hub_model_of_pickles_is_refused(models: Hub) -> None:
     models.add_model("owner/model", {"config.json": b"{}", "pytorch_model.bin": b""})
     with pytest.raises(ModelLoadError, match="pickles are not read"):

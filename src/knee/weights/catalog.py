@@ -229,8 +229,8 @@ def _fetch_gguf(alias: str, entry: GgufEntry, target: Path, progress: bool) -> N
 
 def _fetch_folder(repo: str, target: Path, progress: bool) -> None:
     """Into a folder beside the target, which becomes the target when all files are there."""
-    files = _hub_files(repo)
-    staging = target.with_name(f"{target.name}.partial")
+    revision, files = _hub_files(repo)
+    staging = target.with_name(f"{target.name}.{revision}.partial")  # of another revision nothing is resumed
     staging.mkdir(exist_ok=True)
     for name, file in files.items():
         if not (staging / name).exists():
@@ -238,8 +238,8 @@ def _fetch_folder(repo: str, target: Path, progress: bool) -> None:
     staging.replace(target)
 
 
-def _hub_files(repo: str) -> dict[str, RemoteFile]:
-    """The files of a model that knee reads, at the hub's present revision."""
+def _hub_files(repo: str) -> tuple[str, dict[str, RemoteFile]]:
+    """The hub's present revision, and the files of it that knee reads."""
     from huggingface_hub import hf_hub_url
 
     info = _model_info(repo)
@@ -254,7 +254,7 @@ def _hub_files(repo: str) -> dict[str, RemoteFile]:
     }
     if "config.json" not in files or not ({WEIGHTS, INDEX} & files.keys()):
         raise ModelLoadError(f"{repo} on the hub has no config.json with {WEIGHTS}; pickles are not read")
-    return files
+    return re.sub(r"\W", "", str(info.sha)), files
 
 
 def _model_info(repo: str) -> Any:
