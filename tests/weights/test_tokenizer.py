@@ -25,7 +25,7 @@ CONTROL, NORMAL, BYTE = 3, 1, 6
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
-def byte_level_metadata(pre: str = "smollm", **changes: Any) -> dict[str, Any]:
+def byte_level_metadata(pre: str | None = "smollm", **changes: Any) -> dict[str, Any]:
     tokens = ["<|end|>", "<|start|>", *BYTES, "ab", "Ġa", "ĠĠ", "12", "abc", "abcd"]
     return {
         "tokenizer.ggml.model": "gpt2",
@@ -152,6 +152,7 @@ def test_a_megabyte_without_a_space_takes_seconds() -> None:
         ({}, "tokenizer 'None' is not supported; supported: gpt2, llama"),
         (byte_level_metadata(model="bert"), "'bert' is not supported; supported: gpt2, llama"),
         (byte_level_metadata("tekken"), "'tekken' is not supported; supported: smollm, gpt-2"),
+        (byte_level_metadata(pre=None), r"tokenizer\.ggml\.pre is missing.*supported: smollm, gpt-2"),
         (byte_level_metadata(tokens=None), "tokens is missing"),
         (byte_level_metadata(tokens=np.arange(4)), "no list of texts"),
         (byte_level_metadata(tokens=["a", "a"]), "a token comes twice"),

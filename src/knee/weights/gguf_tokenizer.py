@@ -49,6 +49,11 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any], eos_token_ids: frozense
 def _byte_level(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
     """Byte-level BPE (GPT-2)."""
     pre = _pre(metadata)
+    if pre is None:
+        raise ModelLoadError(
+            f"the GGUF file does not name its pre-tokenizer ({_PREFIX}pre is missing), and a guess could be wrong: "
+            f"convert the model anew; supported: {', '.join(_PRE_TOKENIZERS)}"
+        )
     if pre not in _PRE_TOKENIZERS:
         raise ModelLoadError(f"pre-tokenizer {pre[:60]!r} is not supported; supported: {', '.join(_PRE_TOKENIZERS)}")
     vocabulary = _vocabulary(tokens)
@@ -111,8 +116,9 @@ _PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
 }
 
 
-def _pre(metadata: Mapping[str, Any]) -> str:
-    return str(metadata.get(f"{_PREFIX}pre", "default"))
+def _pre(metadata: Mapping[str, Any]) -> str | None:
+    found = metadata.get(f"{_PREFIX}pre")
+    return None if found is None else str(found)
 
 
 def _merges_by_score(tokens: list[str], scores: np.ndarray[Any, Any]) -> list[tuple[str, str]]:
