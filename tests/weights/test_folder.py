@@ -76,6 +76,12 @@ def test_generation_config_knows_best_what_ends_a_text(
     assert opened(tmp_path).eos_token_ids == expected
 
 
+def test_a_name_with_and_without_the_prefix_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"transformer.wte.weight": TENSORS["a.weight"], "wte.weight": TENSORS["a.weight"]}, {})
+    with pytest.raises(ModelLoadError, match=r"holds 'wte\.weight' twice"):
+        opened(tmp_path)
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 

@@ -31,7 +31,7 @@ def open_folder(folder: Path, name: str, source: str) -> Checkpoint:
         format="safetensors",
         files=files,
         config=config,
-        tensors={_plain_name(name): tensor for name, tensor in tensors.items()},
+        tensors=_by_plain_name(folder, tensors),
         eos_token_ids=_eos_token_ids(folder, config),
         folder=folder,
     )
@@ -108,9 +108,15 @@ def _shard(folder: Path, file: str) -> Path:
     return folder / file
 
 
-def _plain_name(name: str) -> str:
-    """GPT-2 checkpoints come with and without this prefix."""
-    return name.removeprefix("transformer.")
+def _by_plain_name(folder: Path, tensors: Mapping[str, SafetensorsTensor]) -> dict[str, SafetensorsTensor]:
+    """GPT-2 checkpoints come with and without a prefix, but not with both."""
+    plain: dict[str, SafetensorsTensor] = {}
+    for name, tensor in tensors.items():
+        short = name.removeprefix("transformer.")
+        if short in plain:
+            raise ModelLoadError(f"{folder} holds {short[:60]!r} twice, with and without 'transformer.' before it")
+        plain[short] = tensor
+    return plain
 
 
 def _eos_token_ids(folder: Path, config: Mapping[str, Any]) -> frozenset[int]:
