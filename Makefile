@@ -9,7 +9,7 @@ OUT ?= runs
 .PHONY: help run test test-fast lint format doctor bench clean
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.installed ## Run the log's four experiments on the default model
 	$(BIN)/knee models pull smollm2-135m
