@@ -2,22 +2,49 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from knee.errors import DownloadError
 
+MUST_RUN = "KNEE_TESTS_MUST_RUN"  # set by `make test`: there no test may be skipped silently
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Once, not in each of xdist's workers."""
+    if os.environ.get(MUST_RUN) == "1" and not hasattr(session.config, "workerinput"):
+        check_oracle()
+
+
+def check_oracle() -> None:
+    """Ends the session where the tests that need torch and transformers would be skipped."""
+    for name in ("torch", "transformers"):
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            pytest.exit(f"{MUST_RUN} is set, but {name} cannot be imported ({error}): pip install -e '.[oracle]'", 1)
+
+
+def unavailable(reason: str) -> NoReturn:
+    """Skips a test that lacks something; fails it where every test must run."""
+    if os.environ.get(MUST_RUN) == "1":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
 
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
-    """The default model's file, fetched if it is not in the cache; the test is skipped where that is impossible."""
+    """The default model's file, fetched if it is not in the cache; `unavailable` where that is impossible."""
     from knee.weights import catalog
 
     try:
         return catalog.resolve("smollm2-135m", progress=False)
     except DownloadError as error:
-        pytest.skip(str(error))
+        unavailable(str(error))
 
 
 @pytest.fixture(autouse=True)
