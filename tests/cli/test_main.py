@@ -165,6 +165,45 @@ def sweep_process(model: Path, out: Path) -> subprocess.Popen[str]:
     )
 
 
+RESUMABLE = ["--batch-sizes", "1,2,3", "--repeats", "3", "--requests", "6", "--max-new-tokens", "20", "--json"]
+
+
+def run_sweep(model: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    code = "from knee.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "sweep", "--model", str(model), "--out", str(out), *RESUMABLE, *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("trials", [1, 4, 7])
+def test_a_killed_sweep_is_resumed_and_ends_with_the_same_cells(model: Path, tmp_path: Path, trials: int) -> None:
+    process = run_sweep(model, tmp_path)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        files = list(tmp_path.glob("*/requests.jsonl"))
+        if files and files[0].read_bytes().count(b"\n") >= 6 * trials:
+            break
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    [folder] = tmp_path.iterdir()
+    other = run_sweep(model, tmp_path, "--resume", "latest", "--seed", "3")
+    _, err = other.communicate(timeout=60)
+    assert other.returncode == 2
+    assert "another command (seed" in err
+
+    resumed = run_sweep(model, tmp_path, "--resume", folder.name)
+    out, err = resumed.communicate(timeout=60)
+    assert resumed.returncode == 0, err
+    record = json.loads(out)
+    assert (record["status"], record["path"]) == ("done", str(folder))
+    assert [cell["cell"] for cell in record["metrics"]["cells"]] == [0, 1, 2]
+    assert all(len(cell["repeats"]) == 3 for cell in record["metrics"]["cells"])
+    rows = [json.loads(line) for line in (folder / "requests.jsonl").read_text().splitlines()]
+    trial_rows = [(row["cell"], row["repeat"], row["request"]) for row in rows]
+    assert sorted(trial_rows) == [(c, r, n) for c in range(3) for r in range(3) for n in range(6)]
+    assert record["metrics"]["same_tokens"]
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_says_what_it_keeps(model: Path, tmp_path: Path, how: signal.Signals) -> None:
     process = sweep_process(model, tmp_path)

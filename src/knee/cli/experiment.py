@@ -96,6 +96,7 @@ def _setting(kind: Kind, options: Options) -> Setting:
         threads=options["threads"],
         command=["knee", *sys.argv[1:]],
         options=_by_their_names(options),
+        resume=options.get("resume"),
     )
 
 

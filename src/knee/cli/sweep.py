@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--requests", type=int, help="Number of requests.  [default: 16, or the number of prompts if more]")
 @click.option("--arrival", default="burst", show_default=True, help="burst, rate:R or poisson:R (requests/s).")
 @click.option("--repeats", type=int, default=2, show_default=True, help="Trials of each cell.")
+@click.option("--resume", metavar="RUN", help="Take up a run that was cut off: only what is missing is measured.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of Poisson arrivals and the order of trials.")
 @max_new_tokens_option(32)
 @ignore_eos_option(True)

@@ -6,19 +6,21 @@ Knows no experiment: `perform` is given what to measure.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from knee.engine.engine import Engine
-from knee.engine.types import SamplingParams
+from knee.engine.types import FinishReason, SamplingParams
+from knee.errors import UserError
 from knee.lab import records
 from knee.lab.doctor import diagnose, read_state
 from knee.lab.environment import read_hardware, read_software
 from knee.lab.messages import Lang, text
 from knee.lab.records import BatchPolicy, Hardware, Kind, ModelInfo, OnOff, Record, RequestRow, StepRow, Warning_
-from knee.lab.runs import RunFolder
+from knee.lab.runs import RunFolder, find_run, read_run
 from knee.lab.workload import Workload
 from knee.llm import LLM
 
@@ -26,7 +28,13 @@ _GAP_S = 1.0
 
 
 class Sink(Protocol):
-    """Where what is measured goes, as soon as it is; a run folder, or a list in a test."""
+    """Where what is measured goes, as soon as it is; a run folder, or a list in a test.
+
+    `requests` and `steps` are the rows that it holds already: of a run that is resumed, all finished trials.
+    """
+
+    requests: list[RequestRow]
+    steps: list[StepRow]
 
     def add_requests(self, rows: Sequence[RequestRow]) -> None:
         """Keep rows of requests."""
@@ -57,6 +65,7 @@ class Setting:
     threads: int | None = None
     command: Sequence[str] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    resume: str | None = None  # a run that was cut off, to be taken up instead of a new one
 
 
 def warning(code: str, **values: object) -> Warning_:
@@ -107,24 +116,28 @@ def perform(
 ) -> Record:
     """Measure into a new run folder, of which `opened` is told; returns the final record.
 
-    Whatever ends the measurement early, the folder keeps what was measured until then, and says how it ended.
+    With `setting.resume` the folder is that run's. Whatever ends the measurement early, the folder keeps what was
+    measured until then, and says how it ended.
     """
-    with RunFolder.create(setting.out, record, setting.lang) as folder:
+    keeper = _resumed(record, setting) if setting.resume else _begun(record, setting)
+    with keeper.folder as folder:
         opened(folder.path)
         started = time.time() - time.monotonic()
-        draft = record.model_copy(update={"status": "running", "warnings": _surroundings(record.hardware)})
-        found = measure(_Keeper(folder, draft))
+        keeper.draft = keeper.draft.model_copy(update={"warnings": _surroundings(record.hardware)})
+        found = measure(keeper)
         slept = _clock_gap(time.time() - time.monotonic() - started)
-        folder.finish(_filled(draft, replace(found, warnings=[*slept, *found.warnings])))
+        folder.finish(_filled(keeper.draft, replace(found, warnings=[*slept, *found.warnings])))
     return folder.record
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Keeper:
     """A run folder as a sink: what was found so far is in its record at any time."""
 
     folder: RunFolder
     draft: Record
+    requests: list[RequestRow] = field(default_factory=list)
+    steps: list[StepRow] = field(default_factory=list)
 
     def add_requests(self, rows: Sequence[RequestRow]) -> None:
         self.folder.add_requests(rows)
@@ -134,6 +147,52 @@ class _Keeper:
 
     def keep(self, so_far: Outcome) -> None:
         self.folder.save(_filled(self.draft, so_far))
+
+
+def _begun(record: Record, setting: Setting) -> _Keeper:
+    return _Keeper(RunFolder.create(setting.out, record, setting.lang), record)
+
+
+# Options that change where a result goes, not what is measured.
+_HARMLESS = ("resume", "out", "lang", "json", "name")
+
+
+def _resumed(record: Record, setting: Setting) -> _Keeper:
+    """The run to take up, with the rows of its finished trials; a trial that was cut off is measured again, whole.
+
+    Raises `UserError` if the command is not the one that began the run.
+    """
+    path = find_run(setting.out, setting.resume or "")
+    _check_same(read_run(path).record, record, path)
+    folder, before = RunFolder.resume(path, setting.lang)
+    finished = _finished_trials(before.requests, record.workload.requests)
+    begun = {"created_at": before.record.created_at, "name": before.record.name}
+    keeper = _Keeper(
+        folder,
+        record.model_copy(update=begun),
+        [row for row in before.requests if (row.cell, row.repeat) in finished],
+        [row for row in before.steps if (row.cell, row.repeat) in finished],
+    )
+    folder.replace_rows(keeper.requests, keeper.steps)
+    return keeper
+
+
+def _check_same(before: Record, now: Record, path: Path) -> None:
+    names = [name for name in now.options if name not in _HARMLESS and before.options.get(name) != now.options[name]]
+    for name, one, other in (
+        ("the kind of experiment", before.kind, now.kind),
+        ("the model's files", before.model.sha256, now.model.sha256),
+        ("the workload", before.workload.sha256, now.workload.sha256),
+    ):
+        names += [name] if one != other else []
+    if names:
+        raise UserError(f"{path} was begun by another command ({', '.join(names)} differ): resume it with the same one")
+
+
+def _finished_trials(rows: Sequence[RequestRow], requests: int) -> set[tuple[int, int]]:
+    """(cell, repeat) of the trials in which every request came to an end of its own."""
+    ended = Counter((row.cell, row.repeat) for row in rows if row.finish_reason != FinishReason.ABORTED.value)
+    return {trial for trial, count in ended.items() if count == requests}
 
 
 def _filled(draft: Record, found: Outcome) -> Record:

@@ -108,6 +108,11 @@ class RunFolder:
         """Append lines to `steps.jsonl`, all of them or none."""
         self._steps.append(rows)
 
+    def replace_rows(self, requests: Sequence[RequestRow], steps: Sequence[StepRow]) -> None:
+        """Make these the only lines. However it is cut off, each file is the old one or the new one."""
+        self._requests.replace(requests)
+        self._steps.replace(steps)
+
     def save(self, record: Record) -> None:
         """Replace `record.json`. Raises `RecordError` for a value that a record may not hold, such as NaN."""
         text = record.model_dump_json(indent=2) + "\n"
@@ -166,7 +171,7 @@ class _Lines:
         self._file.truncate(_whole(path.read_bytes()))
 
     def append(self, rows: Sequence[BaseModel]) -> None:
-        text = "".join(f"{row.model_dump_json()}\n" for row in rows).encode()
+        text = _text(rows).encode()
         end = os.fstat(self._file.fileno()).st_size
         written = False
         try:
@@ -177,8 +182,17 @@ class _Lines:
             if not written:  # full disk or Ctrl-C: the next line must not be glued to half of this one
                 self._file.truncate(end)
 
+    def replace(self, rows: Sequence[BaseModel]) -> None:
+        self._file.close()
+        _replace(self._path, _text(rows))
+        self._file = self._path.open("ab", buffering=0)
+
     def close(self) -> None:
         self._file.close()
+
+
+def _text(rows: Sequence[BaseModel]) -> str:
+    return "".join(f"{row.model_dump_json()}\n" for row in rows)
 
 
 class _Lock:

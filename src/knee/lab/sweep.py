@@ -118,7 +118,7 @@ def check(llm: LLM, spec: SweepSpec) -> None:
 
 
 def run(llm: LLM, spec: SweepSpec, sink: Sink, clock: Clock = REAL_TIME, progress: Progress = ignore) -> Outcome:
-    """Measure all cells. `progress` is told of each trial before it runs.
+    """Measure all cells, but for the trials that `sink` holds already. `progress` is told of each before it runs.
 
     Every trial's rows go to `sink` when it is over, also when it is cut off. Raises `KneeError` if no request of a
     trial came to its end.
@@ -126,9 +126,13 @@ def run(llm: LLM, spec: SweepSpec, sink: Sink, clock: Clock = REAL_TIME, progres
     engine = _engine(llm, spec)
     engine.clock = clock.now
     _warm_up(engine, spec, clock)
-    measured = [_Rows() for _ in spec.cells]
+    measured = [
+        _Rows([row for row in sink.requests if row.cell == cell], [row for row in sink.steps if row.cell == cell])
+        for cell in range(len(spec.cells))
+    ]
+    there = {(row.cell, row.repeat) for row in sink.requests}
     errors: list[str] = []
-    order = spec.trials()
+    order = [trial for trial in spec.trials() if trial not in there]
     for number, (cell, repeat) in enumerate(order):
         progress(number, len(order), str(spec.cells[cell]))
         trial = Trial(cell, repeat)
