@@ -35,7 +35,7 @@ def command(as_json: bool, lang: Lang) -> None:
 
 
 def _rows(report: Report, lang: Lang) -> Iterator[tuple[str, str]]:
-    from knee.lab.doctor import bfloat16_reason
+    from knee.lab.doctor import bfloat16_note
     from knee.lab.messages import text
 
     hardware, speed = report.hardware, report.speed
@@ -49,7 +49,8 @@ def _rows(report: Report, lang: Lang) -> Iterator[tuple[str, str]]:
     yield text(lang, "doctor.read"), _rate(speed.read_gb_s, "GB/s", lang)
     yield text(lang, "doctor.copy"), _rate(speed.copy_gb_s, "GB/s", lang)
     yield text(lang, "doctor.float32"), _rate(speed.float32_gflop_s, "GFLOP/s", lang)
-    yield text(lang, "doctor.bfloat16"), bfloat16_reason(hardware, lang)
+    bfloat16 = _rate(speed.bfloat16_gflop_s, "GFLOP/s", lang)
+    yield text(lang, "doctor.bfloat16"), f"{bfloat16}; {bfloat16_note(hardware, lang)}"
     yield from _state(report, lang)
 
 

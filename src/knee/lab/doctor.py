@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, get_args
 
+import ml_dtypes
 import numpy as np
 import psutil
 from numpy.typing import NDArray
@@ -57,11 +58,16 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Bandwidths in GB/s (10^9 bytes; a copy counts its read and its write), arithmetic in GFLOP/s."""
+    """Bandwidths in GB/s (10^9 bytes; a copy counts its read and its write), arithmetic in GFLOP/s.
+
+    bfloat16 is what NumPy makes of it: operands widened to float32, then float32 arithmetic. Instructions of the
+    processor's own for it, where there are any, go unused.
+    """
 
     read_gb_s: Rate
     copy_gb_s: Rate
     float32_gflop_s: Rate
+    bfloat16_gflop_s: Rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +119,7 @@ class Report:
         return {
             "hardware": self.hardware.model_dump(),
             **asdict(self.speed),
-            "bfloat16_gflop_s": None,
-            "bfloat16_reason": bfloat16_reason(self.hardware, lang),
+            "bfloat16_note": bfloat16_note(self.hardware, lang),
             **asdict(self.state),
             "findings": findings,
         }
@@ -146,8 +151,8 @@ def diagnose(hardware: Hardware, state: State, speed: Speed | None = None) -> li
     return [Finding(code, values) for is_so, code, values in found if is_so]
 
 
-def bfloat16_reason(hardware: Hardware, lang: Lang) -> str:
-    """Why there is no bfloat16 rate, and whether the processor has instructions for it."""
+def bfloat16_note(hardware: Hardware, lang: Lang) -> str:
+    """How bfloat16 was measured, and whether the processor has instructions for it."""
     native = [name for name in ("avx512_bf16", "amx_bf16", "bf16") if name in hardware.isa]
     return text(lang, "doctor.bfloat16_with" if native else "doctor.bfloat16_without", isa=", ".join(native))
 
@@ -213,7 +218,7 @@ def _temperature() -> float | None:
 
 
 def measure_speed(cores: int) -> Speed:
-    """Read, copy and float32 arithmetic with `cores` threads."""
+    """Read, copy and arithmetic with `cores` threads."""
     with threadpool_limits(1), ThreadPoolExecutor(cores) as pool:
         rows = max(1, _array_bytes() // cores // 4 // _COLUMNS)
         # Each thread touches its own part first, so that it lies in the memory next to that thread's core.
@@ -221,7 +226,8 @@ def measure_speed(cores: int) -> Speed:
         read = _read(pool, parts)
         copy = _copy(pool, parts)
     with threadpool_limits(cores):
-        return Speed(read, copy, _multiply())
+        size = _matrix_size()
+        return Speed(read, copy, _multiply_float32(size), _multiply_bfloat16(size))
 
 
 def _read(pool: ThreadPoolExecutor, parts: Sequence[NDArray[np.float32]]) -> Rate:
@@ -248,13 +254,28 @@ def _everywhere(pool: ThreadPoolExecutor, kernel: Callable[[Any], object], parts
         pass
 
 
-def _multiply() -> Rate:
+def _matrix_size() -> int:
+    """Large enough that a product takes some time, and no longer."""
     size, seconds = 512, 0.0
     while seconds < 0.03 and size < 4096:
         size *= 2
         matrix = np.ones((size, size), np.float32)
         seconds = _seconds(partial(np.matmul, matrix, matrix))
+    return size
+
+
+def _multiply_float32(size: int) -> Rate:
+    matrix = np.ones((size, size), np.float32)
     return _rate(f"BLAS sgemm, {size} x {size}", 2 * size**3 / 1e9, partial(np.matmul, matrix, matrix))
+
+
+def _multiply_bfloat16(size: int) -> Rate:
+    matrix = np.ones((size, size), ml_dtypes.bfloat16)
+
+    def multiply() -> object:
+        return np.matmul(matrix.astype(np.float32), matrix.astype(np.float32))
+
+    return _rate(f"widened to float32, BLAS sgemm, {size} x {size}", 2 * size**3 / 1e9, multiply)
 
 
 def _rate(how: str, amount: float, work: Callable[[], object]) -> Rate:

@@ -229,12 +229,12 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "机器状态不稳定：请增加重复次数，小的差异不下结论。",
     ),
     "doctor.bfloat16_with": (
-        "not measured: NumPy has no bfloat16; the processor has instructions for it ({isa})",
-        "未测量：NumPy 不支持 bfloat16；处理器有相应指令（{isa}）",
+        "as NumPy runs it; the processor has instructions for it ({isa}), which go unused here",
+        "NumPy 的实际速度；处理器有相应指令（{isa}），此处未使用",
     ),
     "doctor.bfloat16_without": (
-        "not measured: NumPy has no bfloat16; nor has the processor instructions for it",
-        "未测量：NumPy 不支持 bfloat16；处理器也没有相应指令",
+        "as NumPy runs it; the processor has no instructions for it",
+        "NumPy 的实际速度；处理器没有相应指令",
     ),
     "doctor.title": ("This machine", "本机"),
     "doctor.cpu": ("CPU", "CPU"),
