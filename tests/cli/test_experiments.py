@@ -114,6 +114,13 @@ def test_sweep_has_a_cell_for_every_setting(model: Path, tmp_path: Path) -> None
     assert len(found["workload"]["prompts"]) == 16
 
 
+def test_a_sweep_with_limits_counts_the_requests_within_them(model: Path, tmp_path: Path) -> None:
+    generous = document("sweep", model, tmp_path, "--slo", "ttft:60000,e2el:60000")["metrics"]["cells"]
+    assert all(cell["goodput"] == pytest.approx(cell["request_throughput"]) for cell in generous)
+    strict = document("sweep", model, tmp_path, "--slo", "ttft:0.000001")["metrics"]["cells"]
+    assert {cell["goodput"] for cell in strict} == {0.0}
+
+
 def test_sweep_takes_prompts_from_a_file_and_runs_all_of_them(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(f'{{"prompt_ids": [{n}, 2]}}\n' for n in range(20)))
@@ -158,6 +165,7 @@ def test_tokens_that_differ_are_an_error_after_the_record_is_kept(
         ("sweep", ["--wait-ms", "-1"], "wait window is -1"),
         ("sweep", ["--requests", "0"], "requests is 0"),
         ("sweep", ["--repeats", "0"], "repeats is 0"),
+        ("sweep", ["--slo", "p99:5"], "ttft, tpot, e2el"),
         ("sweep", ["--policies", "magic", "--wait-ms", "0"], "only policy dynamic"),
         ("sweep", ["--policies", "magic,dynamic"], "unknown batch policy 'magic'"),
         ("sweep", ["--arrival", "rate:0"], "above 0"),

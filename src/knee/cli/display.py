@@ -318,7 +318,9 @@ def _kvcache(metrics: KvCacheMetrics, say: Say, out: Console) -> None:
 
 
 def _sweep(metrics: SweepMetrics, say: Say, out: Console) -> None:
-    _print_table(metrics.cells, _SWEEP, say, out, say("table.sweep_about"))
+    limited = any(cell.goodput is not None for cell in metrics.cells)
+    columns = (*_SWEEP, _Column("goodput", lambda cell: cell.goodput)) if limited else _SWEEP
+    _print_table(metrics.cells, columns, say, out, say("table.sweep_about"))
     if len(metrics.tradeoff) > 1:
         _print_table(metrics.tradeoff, _TRADEOFF, say, out, say("table.tradeoff_about"))
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--requests", type=int, help="Number of requests.  [default: 16, or the number of prompts if more]")
 @click.option("--arrival", default="burst", show_default=True, help="burst, rate:R or poisson:R (requests/s).")
 @click.option("--repeats", type=int, default=2, show_default=True, help="Trials of each cell.")
+@click.option("--slo", help="Limits in ms, ttft:200,tpot:50,e2el:2000; counts the requests/s within all of them.")
 @click.option("--resume", metavar="RUN", help="Take up a run that was cut off: only what is missing is measured.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of Poisson arrivals and the order of trials.")
 @max_new_tokens_option(32)
@@ -72,6 +73,7 @@ def command(**options: Any) -> None:
 def _spec(options: dict[str, Any], requests: int) -> SweepSpec:
     """All that the options alone decide, checked; the prompts come when there is a model to encode them."""
     from knee.engine.types import SamplingParams
+    from knee.lab.slo import Slo
     from knee.lab.sweep import SweepSpec, make_cells
     from knee.lab.workload import PLACEHOLDER, Arrival, Workload
 
@@ -85,4 +87,5 @@ def _spec(options: dict[str, Any], requests: int) -> SweepSpec:
         kv_cache=options["kv_cache"] == "on",
         block_size=options["block_size"],
         token_budget=options["max_batched_tokens"],
+        slo=Slo.parse(options["slo"]) if options["slo"] is not None else None,
     )

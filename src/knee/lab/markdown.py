@@ -324,6 +324,7 @@ _BATCH_COLUMNS: tuple[_Column, ...] = (
     ("sweep.slots", lambda cell: _percent(cell.slot_utilization)),
     ("sweep.mean_batch", lambda cell: _number(cell.mean_batch_size)),
     ("sweep.failed", lambda cell: str(cell.failed)),
+    ("sweep.goodput", lambda cell: NOTHING if cell.goodput is None else f"{cell.goodput:.2f}"),
 )
 
 

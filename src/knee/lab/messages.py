@@ -164,6 +164,7 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
     "sweep.slots": ("slots used", "槽位利用率"),
     "sweep.mean_batch": ("mean batch", "平均批大小"),
     "sweep.failed": ("failed", "失败数"),
+    "sweep.goodput": ("within --slo (requests/s)", "满足 --slo 的请求/s"),
     "sweep.title_tradeoff": ("Trade-off against the first row", "相对第一行的取舍"),
     "sweep.throughput_change": ("throughput", "吞吐"),
     "sweep.service_change": ("service time", "服务时间"),
@@ -501,6 +502,7 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
     "table.tpot": ("TPOT\nms", "TPOT\nms"),
     "table.e2el": ("latency\nms", "延迟\nms"),
     "table.e2el_p95": ("p95\nms", "p95\nms"),
+    "table.goodput": ("within\nslo/s", "达标\n/s"),
     "table.slots": ("slots\n%", "槽位\n%"),
     "table.tradeoff_about": (
         "Against the first row. Efficiency is throughput gained per service time paid, as the log computes it.",

@@ -306,6 +306,7 @@ class SweepCell(_Model):
     slot_utilization: NonNegativeFloat
     mean_batch_size: NonNegativeFloat
     tokens_sha256: str
+    goodput: NonNegativeFloat | None = None  # requests/s within every limit of --slo; null where there is none
     failed: NonNegativeInt = 0
 
 

@@ -18,7 +18,8 @@ from knee.errors import KneeError, UserError
 from knee.lab.experiment import Outcome, Sink, check_requests, warning
 from knee.lab.findings import Measured, findings
 from knee.lab.metrics import requests_that_differ, summarize_cell, tradeoff
-from knee.lab.records import BatchPolicy, RequestRow, StepRow, SweepMetrics, Warning_
+from knee.lab.records import BatchPolicy, RequestRow, StepRow, SweepCell, SweepMetrics, Warning_
+from knee.lab.slo import Slo, goodput
 from knee.lab.trial import REAL_TIME, Clock, Progress, Trial, ignore, run_trial
 from knee.lab.workload import Arrival, Workload
 from knee.llm import DEFAULT_BLOCK_SIZE, LLM
@@ -79,6 +80,7 @@ class SweepSpec:
     kv_cache: bool = True
     block_size: int = DEFAULT_BLOCK_SIZE
     token_budget: int = DEFAULT_TOKEN_BUDGET
+    slo: Slo | None = None
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
@@ -186,12 +188,7 @@ def _run_cell(engine: Engine, spec: SweepSpec, trial: Trial, sink: Sink, clock: 
 
 def _outcome(spec: SweepSpec, measured: Sequence[_Rows], errors: Sequence[str]) -> Outcome:
     together = [
-        Measured(
-            str(cell),
-            summarize_cell(cell.policy, cell.max_batch_size, cell.max_wait_ms, rows.requests, rows.steps),
-            rows.requests,
-            rows.steps,
-        )
+        Measured(str(cell), _summarize(spec, cell, rows), rows.requests, rows.steps)
         for cell, rows in zip(spec.cells, measured, strict=True)
         if rows.requests
     ]
@@ -201,6 +198,14 @@ def _outcome(spec: SweepSpec, measured: Sequence[_Rows], errors: Sequence[str]) 
         cells=cells, tradeoff=tradeoff(cells), same_tokens=not differing, findings=findings(together)
     )
     return Outcome(metrics, _warnings(spec, differing, sum(cell.failed for cell in cells), errors))
+
+
+def _summarize(spec: SweepSpec, cell: CellSpec, rows: _Rows) -> SweepCell:
+    found = summarize_cell(cell.policy, cell.max_batch_size, cell.max_wait_ms, rows.requests, rows.steps)
+    if spec.slo is None:
+        return found
+    good = goodput(rows.requests, found.duration_s, len(found.repeats), spec.slo)
+    return found.model_copy(update={"goodput": good})
 
 
 def _warnings(spec: SweepSpec, differing: Sequence[int], failed: int, errors: Sequence[str]) -> list[Warning_]:
