@@ -97,11 +97,23 @@ def test_doctor_speaks_both_languages_and_json() -> None:
     assert document["hardware"]["cores"] >= 1
 
 
+def test_doctor_names_the_native_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    from knee.lab import speed
+    from tests.lab.test_speed import FakeNative
+
+    monkeypatch.setattr(speed, "find_native", FakeNative)
+    for lang, names in (("en", "int8 arithmetic"), ("zh", "int8 算力")):
+        page = call(doctor.command, "--lang", lang).stdout
+        assert re.search(rf"{names} +\S*.*300\.0.*native avx2", page)
+
+
 @pytest.fixture(autouse=True)
 def quick_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     from knee.lab import doctor as lab
+    from knee.lab import speed
 
-    monkeypatch.setattr(lab, "_SMALLEST_ARRAYS", 2**20)
-    monkeypatch.setattr(lab, "_LARGEST_ARRAYS", 2**20)
-    monkeypatch.setattr(lab, "_KERNEL_SECONDS", 0.0)
+    monkeypatch.setattr(speed, "_SMALLEST_ARRAYS", 2**20)
+    monkeypatch.setattr(speed, "_LARGEST_ARRAYS", 2**20)
+    monkeypatch.setattr(speed, "_KERNEL_SECONDS", 0.0)
+    monkeypatch.setattr(speed, "_RUNS", range(1, 2))
     monkeypatch.setattr(lab, "_LOAD_SECONDS", 0.01)

@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 
 from knee.lab import doctor
-from knee.lab.doctor import FINDING_CODES, Rate, Speed, State, bfloat16_note, diagnose, other_load
+from knee.lab.doctor import FINDING_CODES, State, bfloat16_note, diagnose, kernels_note, other_load
 from knee.lab.messages import LANGUAGES, MESSAGES
+from knee.lab.speed import Kernels, Rate, Speed
 from tests.lab.samples import record
 
 QUIET = State(
@@ -25,6 +26,7 @@ QUIET = State(
 )
 STEADY = Speed(*[Rate(best=45.0, median=44.0, runs=9, how="a")] * 4)
 HARDWARE = record().hardware
+KERNELS = Kernels("avx2", ("avx2", "portable"), ("avx512_bf16", "avx2", "portable"))
 
 
 def codes(state: State = QUIET, speed: Speed | None = STEADY, cores: int = 2) -> list[str]:
@@ -71,15 +73,34 @@ def test_every_finding_has_words_and_advice(lang: doctor.Lang) -> None:
 
 
 def test_bfloat16_says_whether_the_processor_has_instructions_for_it() -> None:
-    assert "avx512_bf16" in bfloat16_note(HARDWARE, "en")
-    assert "no instructions" in bfloat16_note(HARDWARE.model_copy(update={"isa": ["avx2"]}), "en")
+    without = HARDWARE.model_copy(update={"isa": ["avx2"]})
+    assert "avx512_bf16), which go unused" in bfloat16_note(HARDWARE, "en")
+    assert bfloat16_note(HARDWARE, "en", KERNELS) == "the processor has instructions for it (avx512_bf16)"
+    for kernels in (None, KERNELS):
+        assert "no instructions" in bfloat16_note(without, "en", kernels)
 
 
-def test_an_examination_reports_as_json() -> None:
+def test_the_kernels_are_named_those_in_use_first() -> None:
+    said = "avx2 is used; this CPU also runs: portable; built, but not for this CPU: avx512_bf16"
+    assert kernels_note(KERNELS, "en") == said
+    assert kernels_note(Kernels("a", ("a",), ("a",)), "en").endswith(
+        "also runs: none; built, but not for this CPU: none"
+    )
+    assert "NumPy" in kernels_note(None, "en")
+
+
+@pytest.mark.parametrize("kernels", [None, KERNELS])
+def test_an_examination_reports_as_json(monkeypatch: pytest.MonkeyPatch, kernels: Kernels | None) -> None:
+    monkeypatch.setattr(doctor, "measure_speed", lambda _threads: replace(STEADY, kernels=kernels))
     document = json.loads(json.dumps(doctor.examine().to_json("zh"), allow_nan=False))
     for name in ("read_gb_s", "copy_gb_s", "float32_gflop_s", "bfloat16_gflop_s"):
-        assert document[name]["best"] >= document[name]["median"] > 0
+        assert document[name] == {"best": 45.0, "median": 44.0, "runs": 9, "how": "a"}
+    assert document["int8_gflop_s"] is document["int4_gflop_s"] is None
     assert document["bfloat16_note"]
+    assert document["kernels"] == (
+        kernels
+        and {"in_use": "avx2", "supported": ["avx2", "portable"], "compiled": ["avx512_bf16", "avx2", "portable"]}
+    )
     assert document["timer_resolution_ns"] > 0
 
 

@@ -10,8 +10,9 @@ import click
 from knee.cli.terminal import json_option, lang_option, print_json, print_table, tell
 
 if TYPE_CHECKING:
-    from knee.lab.doctor import Rate, Report
+    from knee.lab.doctor import Report
     from knee.lab.messages import Lang
+    from knee.lab.speed import Rate
 
 
 @click.command()
@@ -35,7 +36,7 @@ def command(as_json: bool, lang: Lang) -> None:
 
 
 def _rows(report: Report, lang: Lang) -> Iterator[tuple[str, str]]:
-    from knee.lab.doctor import bfloat16_note
+    from knee.lab.doctor import bfloat16_note, kernels_note
     from knee.lab.messages import text
 
     hardware, speed = report.hardware, report.speed
@@ -43,6 +44,7 @@ def _rows(report: Report, lang: Lang) -> Iterator[tuple[str, str]]:
     yield text(lang, "doctor.cpu"), hardware.cpu
     yield text(lang, "doctor.cores"), str(hardware.cores)
     yield text(lang, "doctor.isa"), " ".join(hardware.isa) or none
+    yield text(lang, "doctor.kernels"), kernels_note(speed.kernels, lang)
     yield text(lang, "doctor.memory"), f"{hardware.memory_gib:.1f} GiB"
     gpus = [text(lang, "record.gpu", name=gpu.name, memory=gpu.memory_gib, driver=gpu.driver) for gpu in hardware.gpus]
     yield text(lang, "doctor.gpus"), "; ".join(gpus) or none
@@ -50,7 +52,10 @@ def _rows(report: Report, lang: Lang) -> Iterator[tuple[str, str]]:
     yield text(lang, "doctor.copy"), _rate(speed.copy_gb_s, "GB/s", lang)
     yield text(lang, "doctor.float32"), _rate(speed.float32_gflop_s, "GFLOP/s", lang)
     bfloat16 = _rate(speed.bfloat16_gflop_s, "GFLOP/s", lang)
-    yield text(lang, "doctor.bfloat16"), f"{bfloat16}; {bfloat16_note(hardware, lang)}"
+    yield text(lang, "doctor.bfloat16"), f"{bfloat16}; {bfloat16_note(hardware, lang, speed.kernels)}"
+    for key, rate in (("doctor.int8", speed.int8_gflop_s), ("doctor.int4", speed.int4_gflop_s)):
+        if rate is not None:
+            yield text(lang, key), _rate(rate, "GFLOP/s", lang)
     yield from _state(report, lang)
 
 

@@ -152,14 +152,14 @@ def _cgroups(controller: str) -> list[Path]:
 
 
 def _quota_of(folder: Path) -> float | None:
-    v2 = _first_line(folder / "cpu.max").split()
-    v1 = [_first_line(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
+    v2 = first_line(folder / "cpu.max").split()
+    v1 = [first_line(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
     quota, period = v2 if len(v2) == 2 else v1
     return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() and int(period) else None
 
 
 def _limit_of(folder: Path) -> int | None:
-    limit = _first_line(folder / "memory.max") or _first_line(folder / "memory.limit_in_bytes")
+    limit = first_line(folder / "memory.max") or first_line(folder / "memory.limit_in_bytes")
     return int(limit) if limit.isdecimal() else None
 
 
@@ -230,5 +230,6 @@ def _lines(file: Path) -> list[str]:
         return []
 
 
-def _first_line(file: Path) -> str:
+def first_line(file: Path) -> str:
+    """Of a file of the system's; nothing where it cannot be read."""
     return next(iter(_lines(file)), "").strip()

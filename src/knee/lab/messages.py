@@ -237,6 +237,23 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "as NumPy runs it; the processor has no instructions for it",
         "NumPy 的实际速度；处理器没有相应指令",
     ),
+    "doctor.bfloat16_native": (
+        "the processor has instructions for it ({isa})",
+        "处理器有相应指令（{isa}）",
+    ),
+    "doctor.bfloat16_widened": (
+        "the processor has no instructions for it: widened to float32",
+        "处理器没有相应指令：先扩展为 float32",
+    ),
+    "doctor.kernels": ("Native kernels", "原生内核"),
+    "doctor.kernels_list": (
+        "{in_use} is used; this CPU also runs: {others}; built, but not for this CPU: {absent}",
+        "正在使用 {in_use}；本机还支持：{others}；已编译但本机不支持：{absent}",
+    ),
+    "doctor.no_kernels": (
+        "none: knee was installed without its extension; all speeds are NumPy's",
+        "无：安装时未编译原生扩展；以下速度均为 NumPy 的速度",
+    ),
     "doctor.title": ("This machine", "本机"),
     "doctor.cpu": ("CPU", "CPU"),
     "doctor.cores": ("Usable cores", "可用核数"),
@@ -247,6 +264,8 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
     "doctor.copy": ("Copy bandwidth (read + write)", "拷贝带宽（读 + 写）"),
     "doctor.float32": ("float32 arithmetic", "float32 算力"),
     "doctor.bfloat16": ("bfloat16 arithmetic", "bfloat16 算力"),
+    "doctor.int8": ("int8 arithmetic", "int8 算力"),
+    "doctor.int4": ("int4 arithmetic", "int4 算力"),
     "doctor.rate": (
         "{best:.1f} {unit} best, {median:.1f} median of {runs} ({how})",
         "最高 {best:.1f} {unit}，{runs} 次中位数 {median:.1f}（{how}）",
