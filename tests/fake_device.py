@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from knee.devices.base import Device, Span, SpanOutput, Want
+from knee.devices.base import Device, Span, SpanOutput, Want, WeightPlan, Weights
 from knee.errors import NumericsError
 from knee.program import Buffer, Program
 
@@ -58,6 +58,11 @@ class FakeDevice(Device):
         self.steps = 0
         self.pool: list[int | None] = []
         self.block_size = 1
+
+    @classmethod
+    def plan(cls, program: Program, weights: Weights, dtype: str = "auto") -> WeightPlan:
+        """There are none."""
+        raise NotImplementedError
 
     def allocate_kv(self, num_blocks: int, block_size: int) -> None:
         """Empty slots."""

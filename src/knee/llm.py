@@ -22,7 +22,7 @@ from knee.errors import OutOfMemory, UserError
 from knee.models import build_program
 from knee.program import Program
 from knee.weights.checkpoint import Checkpoint
-from knee.weights.load import available_memory, load_weights, open_checkpoint
+from knee.weights.load import available_memory, check_memory, find_weights, open_checkpoint
 from knee.weights.tokenizer import Tokenizer, load_tokenizer
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -60,7 +60,9 @@ class LLM:
         started = time.perf_counter()
         checkpoint = open_checkpoint(model)
         program = build_program(checkpoint.config)
-        loaded = chosen(program, load_weights(program, checkpoint), dtype, threads)
+        weights = find_weights(program, checkpoint)
+        check_memory(chosen.plan(program, weights, dtype))
+        loaded = chosen(program, weights, dtype, threads)
         model_done = time.perf_counter()
         tokenizer = load_tokenizer(checkpoint)
         tokenizer_done = time.perf_counter()

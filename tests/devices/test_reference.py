@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from knee.devices import ReferenceDevice, Span, Want, choose_device
 from knee.errors import NumericsError, UserError
 from knee.models import build_program
+from tests.devices.weights import array_weights, random_values
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -28,10 +29,9 @@ CONFIG = {
 
 def make_device(spoil: Callable[[dict[str, np.ndarray]], None] = lambda _weights: None) -> ReferenceDevice:
     program = build_program(CONFIG)
-    rng = np.random.default_rng(0)
-    weights = {name: rng.standard_normal(spec.shape, dtype=np.float32) for name, spec in program.weights.items()}
-    spoil(weights)
-    return ReferenceDevice(program, weights)
+    values = random_values(program)
+    spoil(values)
+    return ReferenceDevice(program, array_weights(program, values))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_any_batch_over_any_blocks_computes_what_each_request_alone_computes(dat
     device.execute([Span(t[:c], 0, table, Want.NOTHING) for t, c, table in zip(texts, cuts, tables, strict=True)])
     rest = [Span(t[c:], c, table, Want.ALL_LOGITS) for t, c, table in zip(texts, cuts, tables, strict=True)]
     for text, cut, output in zip(texts, cuts, device.execute(rest), strict=True):
-        np.testing.assert_allclose(output.logits, uncached(device, text)[cut:], atol=2e-4)
+        np.testing.assert_allclose(output.logits, uncached(device, text)[cut:], atol=1e-3)  # of logits around 10
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from knee import LLM
+from knee.devices import ReferenceDevice
+from knee.devices.base import WeightPlan
 from knee.errors import ModelLoadError, NumericsError, OutOfMemory
 from knee.program import Program, WeightSpec
 from knee.weights import load
 from knee.weights.checkpoint import Checkpoint
-from knee.weights.load import load_weights, open_checkpoint
-from tests.weights.files import write_folder, write_gguf
+from knee.weights.load import FileWeight, check_memory, find_weights, open_checkpoint
+from knee.weights.safetensors import read_safetensors
+from knee.weights.tensor import MappedTensor
+from tests.cli.conftest import tiny_config, tiny_tensors
+from tests.weights.files import HEAD_DIM, HEADS, write_folder, write_gguf
 
 QKV = np.arange(24, dtype=np.float32).reshape(2, 12)  # (inputs, outputs), as GPT-2 stores it
 UP = np.arange(6, dtype=np.float32).reshape(3, 2)
@@ -36,6 +45,10 @@ def checkpoint(folder: Path, extra: dict[str, Any] | None = None) -> Checkpoint:
     return open_checkpoint(str(write_folder(folder / "model", TENSORS | (extra or {}), {})))
 
 
+def load_weights(program: Program, checkpoint: Checkpoint, threads: int | None = None) -> dict[str, np.ndarray]:
+    return ReferenceDevice(program, find_weights(program, checkpoint), threads=threads).weights
+
+
 def test_weights_are_cut_and_turned_as_the_program_says(tmp_path: Path) -> None:
     weights = load_weights(program(SPECS), checkpoint(tmp_path))
     assert list(weights) == list(SPECS)
@@ -51,6 +64,86 @@ def test_weights_are_cut_and_turned_as_the_program_says(tmp_path: Path) -> None:
         assert weight.shape == SPECS[name].shape
 
 
+def test_the_stored_form_is_the_file_s_bytes_without_a_copy(tmp_path: Path) -> None:
+    weights = find_weights(program(SPECS), checkpoint(tmp_path))
+    k = weights["k"].stored()
+    assert (k.storage, k.rows, k.columns, k.transposed, k.begin, k.end) == ("F32", 2, 12, True, 4, 8)
+    np.testing.assert_array_equal(k.data.view(np.float32).reshape(k.rows, k.columns), QKV)
+    assert np.shares_memory(k.data, weights["v"].stored().data)
+    bias = weights["kv_bias"].stored()
+    assert (bias.rows, bias.columns, bias.transposed, bias.begin, bias.end) == (12, 1, False, 4, 12)
+    up = weights["up"].stored()
+    assert (up.rows, up.columns, up.transposed, up.begin, up.end) == (3, 2, False, 0, 3)
+
+
+@pytest.mark.parametrize("stored_as", ["F32", "F16", "Q8_0", "Q4_0", "Q4_1", "Q6_K"])
+def test_heads_of_a_gguf_file_are_in_order_in_both_forms(tmp_path: Path, stored_as: str) -> None:
+    """llama.cpp interleaves the halves of each head of q; 256 columns make whole blocks of every type."""
+    q = np.random.default_rng(0).standard_normal((HEADS * HEAD_DIM, 256), np.float32)
+    tensors = {"token_embd.weight": np.ones((3, 256), np.float32), "blk.0.attn_q.weight": q}
+    types = {} if stored_as == "Q6_K" else {"blk.0.attn_q.weight": stored_as}
+    path = write_gguf(tmp_path / "q.gguf", tensors=tensors, types=types)
+    spec = WeightSpec(q.shape, "model.layers.0.self_attn.q_proj.weight")
+    opened = open_checkpoint(str(path))
+    tensor = opened.tensors[spec.source]
+    if stored_as == "Q6_K":  # which the gguf package cannot write
+        blocks = np.random.default_rng(0).integers(0, 100, (HEADS * HEAD_DIM, 210), np.uint8)
+        tensor = replace(tensor, dtype="Q6_K", data=memoryview(blocks.reshape(-1)))
+    weight = FileWeight(spec, tensor)
+    form = weight.stored()
+    assert (form.rows, form.columns, form.begin, form.end) == (HEADS * HEAD_DIM, 256, 0, HEADS * HEAD_DIM)
+    assert form.storage == ("F32" if stored_as == "Q6_K" else stored_as)
+    again = MappedTensor("again", q.shape, form.storage, memoryview(form.data))
+    np.testing.assert_array_equal(again.read(), weight.read())
+    if stored_as == "F32":
+        halves = q.reshape(HEADS, HEAD_DIM // 2, 2, 256).swapaxes(1, 2).reshape(q.shape)
+        np.testing.assert_array_equal(weight.read(), halves)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_of_safetensors_is_handed_out_as_it_is(tmp_path: Path, dtype: Any) -> None:
+    values = np.arange(-6, 6, dtype=np.float32).reshape(3, 4).astype(dtype)
+    save_file({"up": values}, tmp_path / "model.safetensors")
+    [(_, tensor)] = read_safetensors(tmp_path / "model.safetensors").items()
+    weight = FileWeight(WeightSpec((2, 3), "up", transposed=True, part=(1, 3)), tensor)
+    form = weight.stored()
+    assert form.storage == {"float16": "F16", "bfloat16": "BF16"}[values.dtype.name]
+    np.testing.assert_array_equal(form.data.view(dtype).reshape(3, 4), values)
+    np.testing.assert_array_equal(weight.read(), values.astype(np.float32).T[1:3])
+
+
+def test_a_quantized_tensor_of_several_weights_is_refused(tmp_path: Path) -> None:
+    opened = checkpoint(tmp_path)
+    quantized = MappedTensor("qkv", (12, 32), "Q8_0", memoryview(bytes(12 * 34)))
+    spec = {"q": WeightSpec((4, 32), "qkv", part=(0, 4)), "kv": WeightSpec((8, 32), "qkv", part=(4, 12))}
+    with pytest.raises(ModelLoadError, match="Q8_0 and holds several"):
+        find_weights(program(spec), replace(opened, tensors={"qkv": quantized}))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells which pages are there")
+@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+def test_released_weights_leave_no_page_of_the_file_in_memory(tmp_path: Path, kind: str) -> None:
+    big = {"token_embd.weight": np.ones((1024, 4096), np.float32)}  # 16 MiB
+    if kind == "gguf":
+        opened = open_checkpoint(str(write_gguf(tmp_path / "big.gguf", tensors=big)))
+        spec = WeightSpec((1024, 4096), "model.embed_tokens.weight")
+    else:
+        opened = open_checkpoint(str(write_folder(tmp_path / "big", big, {})))
+        spec = WeightSpec((1024, 4096), "token_embd.weight")
+    weight, before = find_weights(program({"w": spec}), opened)["w"], mapped_bytes()
+    assert weight.stored().data.max() > 0
+    assert mapped_bytes() - before > 8 << 20
+    weight.release()
+    assert mapped_bytes() - before < 1 << 20
+    assert weight.read().min() == 1
+
+
+def mapped_bytes() -> int:
+    """Bytes of this process's memory that are pages of files."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile:")]
+    return int(line.split()[1]) << 10
+
+
 def test_the_number_of_threads_changes_nothing(tmp_path: Path) -> None:
     opened = checkpoint(tmp_path)
     one, many = load_weights(program(SPECS), opened, threads=1), load_weights(program(SPECS), opened, threads=5)
@@ -59,17 +152,17 @@ def test_the_number_of_threads_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"1 tensors \(down\) missing"):
-        load_weights(program(SPECS | {"down": WeightSpec((2,), "down")}), checkpoint(tmp_path))
+        find_weights(program(SPECS | {"down": WeightSpec((2,), "down")}), checkpoint(tmp_path))
 
 
 def test_a_left_over_tensor_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"hold 1 tensors \(adapter\)"):
-        load_weights(program(SPECS), checkpoint(tmp_path, {"adapter": UP}))
+        find_weights(program(SPECS), checkpoint(tmp_path, {"adapter": UP}))
 
 
 def test_buffers_and_the_tied_output_are_no_left_overs(tmp_path: Path) -> None:
     extra = {"h.0.attn.bias": UP, "layers.0.rotary_emb.inv_freq": UP, "lm_head.weight": UP}
-    assert load_weights(program(SPECS), checkpoint(tmp_path, extra)).keys() == SPECS.keys()
+    assert find_weights(program(SPECS), checkpoint(tmp_path, extra)).keys() == SPECS.keys()
 
 
 @pytest.mark.parametrize(
@@ -83,7 +176,7 @@ def test_buffers_and_the_tied_output_are_no_left_overs(tmp_path: Path) -> None:
 )
 def test_a_shape_that_does_not_fit_names_both(tmp_path: Path, name: str, spec: WeightSpec, message: str) -> None:
     with pytest.raises(ModelLoadError, match=message):
-        load_weights(program(SPECS | {name: spec}), checkpoint(tmp_path))
+        find_weights(program(SPECS | {name: spec}), checkpoint(tmp_path))
 
 
 def test_nan_is_named_by_its_tensor(tmp_path: Path) -> None:
@@ -91,11 +184,19 @@ def test_nan_is_named_by_its_tensor(tmp_path: Path) -> None:
         load_weights(program(SPECS), checkpoint(tmp_path, {"up": np.array([[1, 2], [np.nan, 4], [5, 6]], np.float32)}))
 
 
+def test_too_little_memory_is_said_with_the_type_that_would_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "available_memory", lambda: 100)
+    check_memory(WeightPlan("int8", 100))
+    with pytest.raises(OutOfMemory, match=r"need 0\.50 GiB in bfloat16 and 0\.00 GiB"):
+        check_memory(WeightPlan("bfloat16", 1 << 29))
+
+
 def test_too_little_memory_is_said_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "available_memory", lambda: 100)
-    monkeypatch.setattr(load, "_read", lambda *_: pytest.fail("read a tensor"))
-    with pytest.raises(OutOfMemory, match=r"GiB in float32 and 0\.00 GiB"):
-        load_weights(program(SPECS), checkpoint(tmp_path))
+    monkeypatch.setattr(FileWeight, "read", lambda _: pytest.fail("read a tensor"))
+    folder = write_folder(tmp_path / "tiny", tiny_tensors(), tiny_config())
+    with pytest.raises(OutOfMemory, match="in float32"):
+        LLM.load(str(folder), device="reference")
 
 
 @pytest.mark.parametrize("key", ["num_hidden_layers", "n_layer", "hidden_size", "head_dim", "vocab_size"])

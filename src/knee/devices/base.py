@@ -11,14 +11,60 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from knee.program import Program
+from knee.program import Program, WeightSpec
 
 FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeight:
+    """A weight's bytes as they lie in its file, and where in them the weight is.
+
+    `data` is flat, read-only as a rule, at any alignment. It holds a matrix of `rows` x `columns` elements (a vector
+    is one of one column) in the storage type `storage`. Outputs [`begin`, `end`) of it are the weight: rows, or columns
+    where the matrix is stored `transposed`.
+    """
+
+    data: NDArray[np.uint8]
+    storage: str  # one of STORED
+    rows: int
+    columns: int
+    transposed: bool
+    begin: int
+    end: int
+
+
+# Storage types that weights are handed out in as they are. What a file keeps in another one comes as F32.
+STORED = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")
+
+
+class Weight(Protocol):
+    """A weight that is checked and not yet read; nothing is kept of what is read."""
+
+    @property
+    def spec(self) -> WeightSpec:
+        """What the program asks for."""
+
+    @property
+    def storage(self) -> str:
+        """How the file keeps it: "F32", "BF16", "Q4_1", "Q6_K", …"""
+
+    def read(self) -> FloatArray:
+        """The weight in float32, C-contiguous, of the spec's shape. `NumericsError` where it is not finite."""
+
+    def stored(self) -> StoredWeight:
+        """The weight's bytes, mapped where that is possible. Nobody has looked whether they are finite numbers."""
+
+    def release(self) -> None:
+        """Let the memory go that mapped bytes take, where the system can; they may be read again."""
+
+
+Weights = Mapping[str, Weight]
 
 
 class Want(Enum):
@@ -54,19 +100,35 @@ class SpanOutput:
     logits: FloatArray | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class WeightPlan:
+    """The type that a device keeps a model's matrices in, why, and about how many bytes all weights will take."""
+
+    dtype: str
+    bytes: int
+    reason: str = ""
+
+
 class Device(ABC):
     """A program with its weights, ready to run. Not safe for use from two threads at once."""
 
     name: ClassVar[str]  # "reference", "cpu", "cuda"
     dtypes: ClassVar[tuple[str, ...]]  # the weight types that it has: "float32", "bfloat16", …
     dtype: str  # the one in use
+    dtype_reason: str = ""  # why, where that was not simply asked for
     program: Program
 
     @abstractmethod
-    def __init__(
-        self, program: Program, weights: Mapping[str, FloatArray], dtype: str = "auto", threads: int | None = None
-    ) -> None:
-        """Take a program and its float32 weights. `choose_device` has checked `dtype` and `threads`."""
+    def __init__(self, program: Program, weights: Weights, dtype: str = "auto", threads: int | None = None) -> None:
+        """Read a program's weights. `choose_device` has checked `dtype` and `threads`.
+
+        Raises `NumericsError` with the tensor's name where a weight is NaN or infinite.
+        """
+
+    @classmethod
+    @abstractmethod
+    def plan(cls, program: Program, weights: Weights, dtype: str = "auto") -> WeightPlan:
+        """How the device would keep these weights; reads none of them."""
 
     @abstractmethod
     def allocate_kv(self, num_blocks: int, block_size: int) -> None:

@@ -13,7 +13,8 @@ with a row ("slot") for each token that fits: token `i` of a request is in slot
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from knee.devices.base import Device, FloatArray, Span, SpanOutput, Want
+from knee.devices.base import Device, FloatArray, Span, SpanOutput, Want, Weight, WeightPlan, Weights
+from knee.devices.cores import usable_cores
 from knee.errors import NumericsError, UserError
 from knee.program import (
     Activation,
@@ -126,7 +128,7 @@ class ReferenceDevice(Device):
     def __init__(
         self,
         program: Program,
-        weights: Mapping[str, FloatArray],
+        weights: Weights,
         dtype: str = "auto",  # noqa: ARG002  it has only one
         threads: int | None = None,
     ) -> None:
@@ -134,7 +136,7 @@ class ReferenceDevice(Device):
             _limit_threads(threads)
         self.dtype = "float32"
         self.program = program
-        self.weights = weights
+        self.weights = _read_all(weights, threads)
         self.block_size = 1
         self.keys: list[FloatArray] = []
         self.values: list[FloatArray] = []
@@ -147,6 +149,11 @@ class ReferenceDevice(Device):
             Gate: self._gate,
             SelectOutputs: self._select,
         }
+
+    @classmethod
+    def plan(cls, program: Program, weights: Weights, dtype: str = "auto") -> WeightPlan:  # noqa: ARG003  it has only one
+        """Everything in float32."""
+        return WeightPlan("float32", 4 * program.parameters)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -253,6 +260,24 @@ class ReferenceDevice(Device):
 
     def _select(self, op: SelectOutputs, step: _Step) -> None:
         step.buffers[op.out] = step.buffers[op.x][step.output_rows]
+
+
+def _read_all(weights: Weights, threads: int | None) -> dict[str, FloatArray]:
+    """All weights in float32, read by a few threads, the largest first, so that the threads end together.
+
+    NumPy lets go of the interpreter's lock while it decodes; a thread needs little memory beside its result.
+    """
+
+    def read(item: tuple[str, Weight]) -> tuple[str, FloatArray]:
+        name, weight = item
+        values = weight.read()
+        weight.release()
+        return name, values
+
+    largest_first = sorted(weights.items(), key=lambda item: -item[1].spec.size)
+    with ThreadPoolExecutor(threads or usable_cores(), thread_name_prefix="load") as pool:
+        values = dict(pool.map(read, largest_first))
+    return {name: values[name] for name in weights}
 
 
 def _limit_threads(threads: int) -> None:

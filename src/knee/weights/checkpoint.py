@@ -10,27 +10,10 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from knee.weights.cache import sha256_of
-
-
-class StoredTensor(Protocol):
-    """A tensor in a file. Shape as in Hugging Face checkpoints: (outputs, inputs) for a linear layer's weight."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the tensor as read."""
-
-    @property
-    def dtype(self) -> str:
-        """How it is stored: "F32", "BF16", "Q4_1", …"""
-
-    def read(self) -> NDArray[np.float32]:
-        """The whole tensor as C-contiguous float32, finite or `NumericsError`."""
+from knee.weights.tensor import MappedTensor
 
 
 @dataclass(frozen=True)
@@ -42,7 +25,7 @@ class Checkpoint:
     format: str  # "gguf" or "safetensors"
     files: tuple[Path, ...]  # the weights' files
     config: Mapping[str, Any]  # keys of config.json
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, MappedTensor]  # shapes as in Hugging Face checkpoints: (outputs, inputs) for a linear layer
     eos_token_ids: frozenset[int]
     folder: Path | None  # of a Hugging Face model; None for a GGUF file
     gguf_tokenizer: Mapping[str, Any] | None = None  # the `tokenizer.*` metadata of a GGUF file

@@ -13,7 +13,8 @@ from typing import Any
 
 from knee.errors import ModelLoadError
 from knee.weights.checkpoint import Checkpoint
-from knee.weights.safetensors import SafetensorsTensor, read_safetensors
+from knee.weights.safetensors import read_safetensors
+from knee.weights.tensor import MappedTensor
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -69,7 +70,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_tensors(folder: Path) -> tuple[tuple[Path, ...], dict[str, SafetensorsTensor]]:
+def _read_tensors(folder: Path) -> tuple[tuple[Path, ...], dict[str, MappedTensor]]:
     """The weights' files, and what is in them."""
     if (folder / WEIGHTS).is_file():
         return (folder / WEIGHTS,), read_safetensors(folder / WEIGHTS)
@@ -84,7 +85,7 @@ def _read_tensors(folder: Path) -> tuple[tuple[Path, ...], dict[str, Safetensors
     raise ModelLoadError(f"{folder} holds no weights; put {WEIGHTS} there")
 
 
-def _read_shards(folder: Path) -> tuple[tuple[Path, ...], dict[str, SafetensorsTensor]]:
+def _read_shards(folder: Path) -> tuple[tuple[Path, ...], dict[str, MappedTensor]]:
     weight_map = read_json_object(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelLoadError(f"{folder / INDEX}: weight_map is missing; it says which file holds which tensor")
@@ -108,9 +109,9 @@ def _shard(folder: Path, file: str) -> Path:
     return folder / file
 
 
-def _by_plain_name(folder: Path, tensors: Mapping[str, SafetensorsTensor]) -> dict[str, SafetensorsTensor]:
+def _by_plain_name(folder: Path, tensors: Mapping[str, MappedTensor]) -> dict[str, MappedTensor]:
     """GPT-2 checkpoints come with and without a prefix, but not with both."""
-    plain: dict[str, SafetensorsTensor] = {}
+    plain: dict[str, MappedTensor] = {}
     for name, tensor in tensors.items():
         short = name.removeprefix("transformer.")
         if short in plain:

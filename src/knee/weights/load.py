@@ -1,26 +1,24 @@
-"""From the name of a model to the float32 weights of its program. Knows checkpoints and programs, no file formats.
+"""From the name of a model to the checked weights of its program. Knows checkpoints and programs, no file formats.
 
-Reading is a pass over the file and a pass over the result. Tensors are read by a few threads, each of which needs one
-tensor's stored bytes and small chunks beside the result (NumPy lets go of the interpreter's lock while it works).
+Everything that can be wrong with a model's files is found before a weight is read, but for numbers that are no numbers:
+these are found as a device reads them.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import numpy as np
 import psutil
-from numpy.typing import NDArray
 
+from knee.devices.base import STORED, FloatArray, StoredWeight, Weight, WeightPlan
 from knee.errors import ModelLoadError, OutOfMemory
 from knee.program import Program, WeightSpec
-from knee.weights.checkpoint import Checkpoint, StoredTensor
-
-Weights = dict[str, NDArray[np.float32]]
+from knee.weights.checkpoint import Checkpoint
+from knee.weights.tensor import QUANTIZED, SUPPORTED, MappedTensor
 
 # What a program may leave: buffers of old checkpoints, which follow from the config, and an output matrix, which a
 # program with tied embeddings does not ask for.
@@ -46,22 +44,64 @@ def open_checkpoint(spec: str) -> Checkpoint:
     return checkpoint
 
 
-def load_weights(program: Program, checkpoint: Checkpoint, threads: int | None = None) -> Weights:
-    """All weights of a program as C-contiguous float32, by the program's names.
+def find_weights(program: Program, checkpoint: Checkpoint) -> dict[str, Weight]:
+    """All weights of a program by its names, checked and not yet read.
 
-    Weights that share a stored tensor (a fused q, k, v) may be views of one array. Raises `ModelLoadError` where
-    tensors are missing, left over or of other shapes than the program's, `OutOfMemory` before anything is allocated,
-    `NumericsError` for NaN and infinity.
+    Raises `ModelLoadError` where tensors are missing, left over or of other shapes than the program's.
     """
     by_source = _by_source(program.weights)
     _check_names(by_source, checkpoint)
     for source, specs in by_source.items():
-        _check_shape(source, checkpoint.tensors[source], specs.values())
-    _check_memory(program)
-    with ThreadPoolExecutor(threads or _cores(), thread_name_prefix="load") as pool:
-        parts = pool.map(lambda item: _read(checkpoint.tensors[item[0]], item[1]), by_source.items())
-        read = {name: weight for part in parts for name, weight in part.items()}
-    return {name: read[name] for name in program.weights}
+        _check_shape(source, checkpoint.tensors[source], specs)
+    return {name: FileWeight(spec, checkpoint.tensors[spec.source]) for name, spec in program.weights.items()}
+
+
+def check_memory(plan: WeightPlan) -> None:
+    """Raise `OutOfMemory` where weights that a device would keep so do not fit; nothing is allocated before."""
+    needed, there = plan.bytes, available_memory()
+    if needed > there:
+        raise OutOfMemory(
+            f"the weights need {needed / 2**30:.2f} GiB in {plan.dtype} and {there / 2**30:.2f} GiB of memory are "
+            "free: close other programs or use a smaller model"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FileWeight:
+    """A weight in a file; a device sees it as `devices.base.Weight`."""
+
+    spec: WeightSpec
+    tensor: MappedTensor
+
+    @property
+    def storage(self) -> str:
+        """How the file keeps it."""
+        return self.tensor.dtype
+
+    def read(self) -> FloatArray:
+        """In float32, C-contiguous. `NumericsError` where it is not finite."""
+        tensor = self.tensor
+        if self.spec.part is not None:
+            tensor = tensor.cut(*self.spec.part, axis=1 if self.spec.transposed else 0)
+        values = tensor.read()
+        return np.ascontiguousarray(values.T if self.spec.transposed else values)
+
+    def stored(self) -> StoredWeight:
+        """As the file has it; in float32 where a device could not read that."""
+        if self.storage not in STORED:
+            values, (rows, columns) = self.read(), _matrix(self.spec.shape)
+            return StoredWeight(values.view(np.uint8).reshape(-1), "F32", rows, columns, False, 0, rows)
+        rows, columns = _matrix(self.tensor.shape)
+        begin, end = self.spec.part or (0, self.spec.shape[0])
+        return StoredWeight(self.tensor.stored(), self.storage, rows, columns, self.spec.transposed, begin, end)
+
+    def release(self) -> None:
+        """Let the file's pages go."""
+        self.tensor.release()
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    return shape[0], prod(shape[1:])
 
 
 def available_memory() -> int:
@@ -94,12 +134,12 @@ def _check_sizes(checkpoint: Checkpoint) -> None:
             )
 
 
-def _by_source(weights: Mapping[str, WeightSpec]) -> dict[str, dict[str, WeightSpec]]:
-    """The program's weights by the stored tensor they come from, the largest first, so that threads end together."""
-    grouped: dict[str, dict[str, WeightSpec]] = {}
-    for name, spec in weights.items():
-        grouped.setdefault(spec.source, {})[name] = spec
-    return dict(sorted(grouped.items(), key=lambda item: -sum(spec.size for spec in item[1].values())))
+def _by_source(weights: Mapping[str, WeightSpec]) -> dict[str, list[WeightSpec]]:
+    """The program's weights by the stored tensor they come from."""
+    grouped: dict[str, list[WeightSpec]] = {}
+    for spec in weights.values():
+        grouped.setdefault(spec.source, []).append(spec)
+    return grouped
 
 
 def _check_names(by_source: Mapping[str, object], checkpoint: Checkpoint) -> None:
@@ -120,13 +160,13 @@ def _listed(names: Sequence[str]) -> str:
     return f"{len(names)} tensors ({shown}{', …' if len(names) > 3 else ''})"
 
 
-def _check_shape(source: str, stored: StoredTensor, specs: Iterable[WeightSpec]) -> None:
+def _check_shape(source: str, stored: MappedTensor, specs: Iterable[WeightSpec]) -> None:
     """The stored tensor is exactly what the weights made from it take up."""
-    from knee.weights.tensor import SUPPORTED
-
     if stored.dtype not in SUPPORTED:
         raise ModelLoadError(f"tensor {source} is {stored.dtype}; supported: {', '.join(SUPPORTED)}")
     for spec in specs:
+        if spec.part is not None and stored.dtype in QUANTIZED:
+            raise ModelLoadError(f"tensor {source} is {stored.dtype} and holds several weights: this is not supported")
         outputs = spec.shape[0] if spec.part is None else max(_stop(other) for other in specs)
         needed = (outputs, *spec.shape[1:])
         if spec.transposed:
@@ -139,32 +179,6 @@ def _check_shape(source: str, stored: StoredTensor, specs: Iterable[WeightSpec])
 
 def _stop(spec: WeightSpec) -> int:
     return spec.part[1] if spec.part else spec.shape[0]
-
-
-def _check_memory(program: Program) -> None:
-    needed, there = 4 * program.parameters, available_memory()
-    if needed > there:
-        raise OutOfMemory(
-            f"the weights need {needed / 2**30:.2f} GiB in float32 and {there / 2**30:.2f} GiB of memory are free: "
-            "close other programs or use a smaller model"
-        )
-
-
-def _read(stored: StoredTensor, specs: Mapping[str, WeightSpec]) -> Weights:
-    """The weights made from one stored tensor."""
-    whole = stored.read()
-    return {name: _cut(whole, spec) for name, spec in specs.items()}
-
-
-def _cut(whole: NDArray[np.float32], spec: WeightSpec) -> NDArray[np.float32]:
-    outputs_first = whole.T if spec.transposed else whole
-    part = outputs_first if spec.part is None else outputs_first[slice(*spec.part)]
-    return np.ascontiguousarray(part)
-
-
-def _cores() -> int:
-    """Cores that this process may use. `os.sched_getaffinity` exists on Linux only."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cgroup_bytes(file: str) -> int | None:

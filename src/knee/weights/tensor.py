@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from math import isfinite, prod
 from pathlib import Path
@@ -82,7 +83,7 @@ class MappedTensor:
         """The tensor as C-contiguous float32. `NumericsError` where it is not finite."""
         storage = storage_type(self.dtype)
         values = np.empty(self.shape, np.float32)
-        blocks = self._stored().reshape(-1, storage.block_bytes)
+        blocks = self.stored().reshape(-1, storage.block_bytes)
         chunks = values.reshape(-1, storage.block)
         step = max(1, CHUNK // storage.block)
         with np.errstate(all="ignore"):  # what is not finite is reported below
@@ -91,12 +92,23 @@ class MappedTensor:
         check_finite(self.name, values)
         return values
 
-    def _stored(self) -> NDArray[np.uint8]:
+    def stored(self) -> NDArray[np.uint8]:
+        """The tensor's bytes, flat; mapped, or a copy where its rows have to be put in order."""
         stored = np.frombuffer(self.data, np.uint8)
         if self.interleaved_heads is None:
             return stored
         pairs = stored.reshape(self.interleaved_heads, self.shape[0] // self.interleaved_heads // 2, 2, -1)
-        return np.ascontiguousarray(pairs.swapaxes(1, 2))
+        return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(-1)
+
+    def cut(self, begin: int, end: int, axis: int) -> MappedTensor:
+        """Elements [begin, end) along an axis, as a tensor of its own. Not for quantized ones."""
+        elements = self.stored().reshape(*self.shape, -1)
+        part = np.ascontiguousarray(elements[(slice(None),) * axis + (slice(begin, end),)])
+        return replace(self, shape=part.shape[:-1], data=part.reshape(-1).data, interleaved_heads=None)
+
+    def release(self) -> None:
+        """Let the pages go that reading has brought into this process's memory."""
+        release_pages(self.data)
 
 
 def stored_bytes(shape: tuple[int, ...], dtype: str) -> int:
@@ -119,6 +131,25 @@ def map_file(path: Path) -> memoryview:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
         raise ModelLoadError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def release_pages(data: memoryview) -> None:
+    """Take the pages of a mapped file out of this process's memory; they come back when they are read.
+
+    Without this a file counts as memory of the process until it is closed, beside the weights made from it. Systems
+    that cannot be told so (Windows) or only take it as a hint (macOS) give the pages up when memory gets scarce.
+    """
+    mapped = data.obj
+    if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    start = _address(data) - _address(memoryview(mapped))
+    into_page = start % mmap.PAGESIZE
+    with suppress(OSError):
+        mapped.madvise(mmap.MADV_DONTNEED, start - into_page, len(data) + into_page)
+
+
+def _address(data: memoryview) -> int:
+    return int(np.frombuffer(data, np.uint8).ctypes.data)
 
 
 def check_finite(name: str, values: NDArray[np.float32]) -> None:
