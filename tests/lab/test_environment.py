@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from knee import machine
 from knee.lab import environment
-from knee.lab.environment import cpu_quota, gpu_utilization, read_hardware, read_software, usable_cores
+from knee.lab.environment import gpu_utilization, read_hardware, read_software
 
 Tools = Callable[[dict[str, str]], None]
 
@@ -26,8 +27,8 @@ def cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, d
         for name, content in files.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(content)
-        monkeypatch.setattr(environment, "_CGROUPS", tmp_path)
-        monkeypatch.setattr(environment, "_OWN_CGROUPS", tmp_path / "own")
+        monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
+        monkeypatch.setattr(machine, "_OWN_CGROUPS", tmp_path / "own")
 
     return pretend
 
@@ -64,8 +65,9 @@ def test_nothing_raises_and_nothing_is_invented_on_a_machine_that_tells_nothing(
     tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tools({})
-    for name in ("_CGROUPS", "_OWN_CGROUPS", "_CPUINFO"):
-        monkeypatch.setattr(environment, name, tmp_path / "missing")
+    monkeypatch.setattr(environment, "_CPUINFO", tmp_path / "missing")
+    for name in ("_CGROUPS", "_OWN_CGROUPS"):
+        monkeypatch.setattr(machine, name, tmp_path / "missing")
     hardware = read_hardware()
     assert hardware.cpu
     assert (hardware.isa, hardware.gpus) == ([], [])
@@ -92,7 +94,7 @@ def test_the_quota_of_a_container_is_the_smallest_on_the_way_up(
     cgroups: Callable[[str, dict[str, str]], None], own: str, files: dict[str, str], quota: float | None
 ) -> None:
     cgroups(own, files)
-    assert cpu_quota() == quota
+    assert machine.cpu_quota() == quota
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("50000", 1), ("250000", 2), ("6400000", 4)])
@@ -101,7 +103,29 @@ def test_usable_cores_are_whole_and_at_least_one(
 ) -> None:
     cgroups("0::/\n", {"cpu.max": f"{quota} 100000"})
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 2, 4, 6}, raising=False)
-    assert usable_cores() == cores
+    assert machine.usable_cores() == cores
+
+
+@pytest.mark.parametrize(("answer", "threads"), [("2\n", 2), ("0\n", 4), ("", 4), ("64\n", 4)])
+def test_on_apple_s_processors_the_efficiency_cores_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch, answer: str, threads: int
+) -> None:
+    monkeypatch.setattr(machine, "usable_cores", lambda: 4)
+    assert machine.default_threads() == 4
+    monkeypatch.setattr(sys, "platform", "darwin")
+    done = subprocess.CompletedProcess([], 0, stdout=answer)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    assert machine.default_threads() == threads
+
+
+def test_a_mac_without_its_tools_uses_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(machine, "usable_cores", lambda: 4)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(subprocess, "run", fail)
+    assert machine.default_threads() == 4
 
 
 @pytest.mark.parametrize(("file", "own"), [("memory.max", "0::/\n"), ("memory/memory.limit_in_bytes", "2:memory:/\n")])

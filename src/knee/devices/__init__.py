@@ -15,13 +15,15 @@ DEVICES: dict[str, type[Device]] = {"reference": ReferenceDevice}
 def choose_device(name: str, dtype: str = "auto", threads: int | None = None) -> type[Device]:
     """The device of that name, "auto" for the best there is.
 
-    Raises `UserError` for a device that is not there, a weight type that it does not have, or fewer than one thread;
-    nothing has been loaded by then.
+    Raises `UserError` for a device that is not there or cannot run here, a weight type that it does not have, or fewer
+    than one thread; nothing has been loaded by then. "auto" never takes a slower device than the best one in silence.
     """
     chosen = next(iter(DEVICES)) if name == "auto" else name
     if chosen not in DEVICES:
         raise UserError(f"device {name!r} is not available; this knee has: auto, {', '.join(DEVICES)}")
     device = DEVICES[chosen]
+    if why := device.unavailable():
+        raise UserError(f"device {chosen} cannot run here: {why}; --device reference runs everywhere, but slowly")
     if dtype not in ("auto", *device.dtypes):
         raise UserError(f"device {chosen} has no {dtype!r}; its weight types: auto, {', '.join(device.dtypes)}")
     if threads is not None and threads < 1:

@@ -11,18 +11,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from knee.errors import NumericsError
 from knee.program import Program, WeightSpec
 
 FloatArray = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class StoredWeight:
+class StoredWeight(NamedTuple):
     """A weight's bytes as they lie in its file, and where in them the weight is.
 
     `data` is flat, read-only as a rule, at any alignment. It holds a matrix of `rows` x `columns` elements (a vector
@@ -109,6 +109,12 @@ class WeightPlan:
     reason: str = ""
 
 
+def not_finite(span: Span) -> NumericsError:
+    """What `execute` raises for a span with a wanted logit that is NaN or infinite."""
+    position = span.start + len(span.tokens) - 1
+    return NumericsError(f"a logit at position {position} is NaN or infinite: the weights may be damaged")
+
+
 class Device(ABC):
     """A program with its weights, ready to run. Not safe for use from two threads at once."""
 
@@ -124,6 +130,11 @@ class Device(ABC):
 
         Raises `NumericsError` with the tensor's name where a weight is NaN or infinite.
         """
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Why this device cannot run here, and what to do about it; None where it can."""
+        return None
 
     @classmethod
     @abstractmethod

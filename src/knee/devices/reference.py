@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from knee.devices.base import Device, FloatArray, Span, SpanOutput, Want, Weight, WeightPlan, Weights
-from knee.devices.cores import usable_cores
-from knee.errors import NumericsError, UserError
+from knee.devices.base import Device, FloatArray, Span, SpanOutput, Want, Weight, WeightPlan, Weights, not_finite
+from knee.errors import UserError
+from knee.machine import usable_cores
 from knee.program import (
     Activation,
     Attention,
@@ -334,8 +334,7 @@ def _output(span: Span, logits: FloatArray) -> SpanOutput:
     if span.want is Want.NOTHING:
         return SpanOutput()
     if not np.isfinite(logits).all():
-        position = span.start + len(span.tokens) - 1
-        raise NumericsError(f"a logit at position {position} is NaN or infinite: the weights may be damaged")
+        raise not_finite(span)
     if span.want is Want.TOKEN:
         return SpanOutput(token=int(logits[-1].argmax()))
     return SpanOutput(logits=logits)

@@ -16,10 +16,11 @@ from typing import Any, Literal, get_args
 
 import psutil
 
-from knee.lab.environment import cpu_quota, first_line, read_hardware
+from knee.lab.environment import read_hardware
 from knee.lab.messages import Lang, text
 from knee.lab.records import Hardware
 from knee.lab.speed import Kernels, Speed, measure_speed
+from knee.machine import cpu_quota, first_line
 
 FindingCode = Literal[
     "other_load", "one_core", "cpu_quota", "swap", "governor", "battery", "hot", "coarse_timer", "unsteady"

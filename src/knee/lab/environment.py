@@ -1,8 +1,7 @@
 """What the experiment ran on: the machine and the software, read and never typed.
 
 Reads files, asks the system's own tools, and falls back where there are none; nothing here raises, measures or
-imports a device's library. Cores and memory are what this process may use: an affinity mask and the quota of a
-container (cgroup v1 or v2) count.
+imports a device's library. Cores and memory are what this process may use (`machine.py`).
 """
 
 from __future__ import annotations
@@ -22,9 +21,8 @@ import psutil
 import knee
 from knee.lab.messages import text
 from knee.lab.records import Gpu, Hardware, Software
+from knee.machine import lines_of, memory_limit, usable_cores
 
-_CGROUPS = Path("/sys/fs/cgroup")
-_OWN_CGROUPS = Path("/proc/self/cgroup")
 _CPUINFO = Path("/proc/cpuinfo")
 _TOOL_SECONDS = 5.0
 
@@ -63,20 +61,6 @@ def read_hardware() -> Hardware:
     return Hardware(cpu=_cpu_name(), cores=usable_cores(), isa=_isa(), memory_gib=round(_memory_gib(), 2), gpus=_gpus())
 
 
-def usable_cores() -> int:
-    """Logical CPUs that this process can keep busy: affinity mask and CPU quota, whichever is smaller."""
-    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()  # macOS has no masks
-    allowed = len(affinity) or psutil.cpu_count() or 1
-    quota = cpu_quota()
-    return allowed if quota is None else max(1, min(allowed, int(quota)))
-
-
-def cpu_quota() -> float | None:
-    """CPUs that the container's quota allows (1.5 is one and a half), None where there is no quota."""
-    quotas = [_quota_of(folder) for folder in _cgroups("cpu")]
-    return min((quota for quota in quotas if quota is not None), default=None)
-
-
 def gpu_utilization() -> tuple[float | None, str]:
     """How busy the first visible GPU is right now, as a fraction, and "" — or None and the reason why."""
     if shutil.which("nvidia-smi") is None:
@@ -111,7 +95,7 @@ def _known_isa(flags: Iterable[str]) -> list[str]:
 
 
 def _cpuinfo(key: str) -> Iterator[str]:
-    for line in _lines(_CPUINFO):
+    for line in lines_of(_CPUINFO):
         name, _, value = line.partition(":")
         if name.strip() == key and value.strip():
             yield value.strip()
@@ -119,8 +103,8 @@ def _cpuinfo(key: str) -> Iterator[str]:
 
 
 def _memory_gib() -> float:
-    limits = [_limit_of(folder) for folder in _cgroups("memory")]
-    return min([psutil.virtual_memory().total, *(limit for limit in limits if limit is not None)]) / 2**30
+    total = psutil.virtual_memory().total
+    return min(total, memory_limit() or total) / 2**30
 
 
 def _gpus() -> list[Gpu]:
@@ -133,34 +117,6 @@ def _gpus() -> list[Gpu]:
 def _gpu(line: str) -> Gpu | None:
     match = re.fullmatch(r"(.+?), *(\d+), *(\S+)", line.strip())
     return Gpu(name=match[1], memory_gib=round(int(match[2]) / 1024, 2), driver=match[3]) if match else None
-
-
-# --- containers --------------------------------------------------------------------------------------------------
-
-
-def _cgroups(controller: str) -> list[Path]:
-    """Folders that may limit this process: its own cgroup and all above it, in both versions' layouts."""
-    folders: list[Path] = []
-    for line in _lines(_OWN_CGROUPS):
-        _, names, own = [*line.split(":", 2), "", ""][:3]
-        if names and controller not in names.split(","):
-            continue
-        root = _CGROUPS / names if names else _CGROUPS
-        inside = Path(own.lstrip("/"))
-        folders += [root / part for part in (inside, *inside.parents)]
-    return folders
-
-
-def _quota_of(folder: Path) -> float | None:
-    v2 = first_line(folder / "cpu.max").split()
-    v1 = [first_line(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
-    quota, period = v2 if len(v2) == 2 else v1
-    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() and int(period) else None
-
-
-def _limit_of(folder: Path) -> int | None:
-    limit = first_line(folder / "memory.max") or first_line(folder / "memory.limit_in_bytes")
-    return int(limit) if limit.isdecimal() else None
 
 
 # --- software ----------------------------------------------------------------------------------------------------
@@ -221,15 +177,3 @@ def _answer(*command: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-
-
-def first_line(file: Path) -> str:
-    """Of a file of the system's; nothing where it cannot be read."""
-    return next(iter(_lines(file)), "").strip()

@@ -27,7 +27,7 @@ import psutil
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from knee.lab.environment import first_line
+from knee.machine import first_line
 from knee.program import Cost
 
 Dtype = Literal["float32", "bfloat16", "int8", "int4"]
