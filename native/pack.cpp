@@ -1,0 +1,292 @@
+#include "pack.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <vector>
+
+#include "isa/half.h"
+
+namespace knee {
+
+namespace {
+
+// GGML's blocks: 32 elements behind a scale (and a minimum), in half precision.
+// https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; low nibbles are elements 0 to 15, high ones 16 to 31.
+struct Block {
+    float scale, minimum;
+    std::int8_t q[kGroup];
+};
+
+int block_bytes(Storage storage) {
+    switch (storage) {
+        case Storage::q8_0: return 34;
+        case Storage::q4_0: return 18;
+        case Storage::q4_1: return 20;
+        default: return 0;
+    }
+}
+
+int element_bytes(Storage storage) { return storage == Storage::f32 ? 4 : 2; }
+
+float half_at(const std::uint8_t* p) {
+    std::uint16_t half;
+    std::memcpy(&half, p, 2);
+    return f16_to_float(half);
+}
+
+void nibbles(const std::uint8_t* from, int shift, std::int8_t* q) {
+    for (int i = 0; i < 16; ++i) {
+        q[i] = static_cast<std::int8_t>((from[i] & 15) - shift);
+        q[i + 16] = static_cast<std::int8_t>((from[i] >> 4) - shift);
+    }
+}
+
+Block read_block(const Part& part, std::int64_t output, int group) {
+    int const bytes = block_bytes(part.storage);
+    const std::uint8_t* const p = part.data + (output * (part.columns / kGroup) + group) * bytes;
+    Block block{half_at(p), 0.0f, {}};
+    if (part.storage == Storage::q8_0) {
+        std::memcpy(block.q, p + 2, kGroup);
+    } else if (part.storage == Storage::q4_0) {
+        nibbles(p + 2, 8, block.q);
+    } else {
+        block.minimum = half_at(p + 2);
+        nibbles(p + 4, 0, block.q);
+    }
+    return block;
+}
+
+float number(const Part& part, std::int64_t output, std::int64_t input) {
+    std::int64_t const at = part.transposed ? input * part.columns + output : output * part.columns + input;
+    const std::uint8_t* const p = part.data + at * element_bytes(part.storage);
+    if (part.storage == Storage::f32) {
+        float value;
+        std::memcpy(&value, p, 4);
+        return value;
+    }
+    std::uint16_t half;
+    std::memcpy(&half, p, 2);
+    return part.storage == Storage::f16 ? f16_to_float(half) : bf16_to_float(half);
+}
+
+// `count` weights of one output from `first` on.
+void read_values(const Part& part, std::int64_t output, int first, int count, float* out) {
+    if (block_bytes(part.storage)) {
+        Block const block = read_block(part, output, first / kGroup);
+        for (int i = 0; i < count; ++i) out[i] = block.scale * static_cast<float>(block.q[i]) + block.minimum;
+    } else {
+        for (int i = 0; i < count; ++i) out[i] = number(part, output, first + i);
+    }
+}
+
+bool finite(const float* values, int count) {
+    float sum = 0.0f;
+    for (int i = 0; i < count; ++i) sum += values[i] * 0.0f;
+    return sum == 0.0f;
+}
+
+// A scale as it is stored, and as the kernels will see it.
+struct Scale {
+    std::uint16_t stored;
+    float value;
+    explicit Scale(float wanted) : stored(float_to_f16(wanted * kScaleGain)), value(f16_to_float(stored) / kScaleGain) {}
+    bool fits() const { return (stored & 0x7c00) != 0x7c00; }
+};
+
+struct Group8 {
+    Scale scale;
+    std::int8_t q[kGroup];
+};
+
+struct Group4 {
+    Scale scale, minimum;
+    std::uint8_t q[kGroup];
+};
+
+std::int8_t bounded(float value) { return static_cast<std::int8_t>(std::clamp(std::nearbyint(value), -127.0f, 127.0f)); }
+
+// 4-bit values d q + m lie on a line of steps d. With a step of d / k they keep their places, and only the common
+// distance k m / d to a whole number is lost: take the k, as far as 8 bits reach, that loses least.
+Group8 from_steps(const Block& block) {
+    auto const [low, high] = std::minmax_element(block.q, block.q + kGroup);
+    float const offset = block.minimum / block.scale;
+    float const reach = std::max(std::fabs(offset + *low), std::fabs(offset + *high));
+    int const most = static_cast<int>(126.0f / std::max(reach, 1.0f));
+    int best = 1;
+    float least = 1.0f;
+    for (int k = 1; k <= most; ++k) {
+        float const lost = std::fabs(k * offset - std::nearbyint(k * offset)) / k;
+        if (lost < least) best = k, least = lost;
+    }
+    Group8 group{Scale(block.scale / best), {}};
+    float const moved = std::nearbyint(best * offset);
+    for (int i = 0; i < kGroup; ++i) group.q[i] = bounded(best * block.q[i] + moved);
+    return group;
+}
+
+Group8 from_values8(const float* values, int count) {
+    float most = 0.0f;
+    for (int i = 0; i < count; ++i) most = std::max(most, std::fabs(values[i]));
+    Group8 group{Scale(most / 127.0f), {}};
+    float const factor = group.scale.value > 0.0f ? 1.0f / group.scale.value : 0.0f;
+    for (int i = 0; i < count; ++i) group.q[i] = bounded(values[i] * factor);
+    return group;
+}
+
+Group4 from_values4(const float* values, int count) {
+    auto const [low, high] = std::minmax_element(values, values + count);
+    Group4 group{Scale((*high - *low) / 15.0f), Scale(*low), {}};
+    float const factor = group.scale.value > 0.0f ? 1.0f / group.scale.value : 0.0f;
+    for (int i = 0; i < count; ++i)
+        group.q[i] = static_cast<std::uint8_t>(std::clamp(std::nearbyint((values[i] - group.minimum.value) * factor), 0.0f, 15.0f));
+    return group;
+}
+
+Packed read_group(const Part& part, std::int64_t output, int first, int count, Group8& group) {
+    if (block_bytes(part.storage)) {
+        Block const block = read_block(part, output, first / kGroup);
+        if (!std::isfinite(block.scale) || !std::isfinite(block.minimum)) return Packed::not_finite;
+        if (part.storage != Storage::q4_1) {
+            group.scale = Scale(block.scale);
+            std::memcpy(group.q, block.q, kGroup);
+            return group.scale.fits() ? Packed::sound : Packed::too_large;
+        }
+        // Where the minimum dwarfs the steps, 8 bits cannot hold them: the values are rounded like any others.
+        if (std::fabs(block.scale) * 100 > std::fabs(block.minimum)) {
+            group = from_steps(block);
+            return group.scale.fits() ? Packed::sound : Packed::too_large;
+        }
+    }
+    float values[kGroup];
+    read_values(part, output, first, count, values);
+    if (!finite(values, count)) return Packed::not_finite;
+    group = from_values8(values, count);
+    return group.scale.fits() ? Packed::sound : Packed::too_large;
+}
+
+Packed read_group(const Part& part, std::int64_t output, int first, int count, Group4& group) {
+    if (part.storage == Storage::q4_0 || part.storage == Storage::q4_1) {
+        Block const block = read_block(part, output, first / kGroup);
+        if (!std::isfinite(block.scale) || !std::isfinite(block.minimum)) return Packed::not_finite;
+        int const shift = part.storage == Storage::q4_0 ? 8 : 0;
+        group.scale = Scale(block.scale);
+        group.minimum = Scale(shift ? -8.0f * block.scale : block.minimum);
+        for (int i = 0; i < kGroup; ++i) group.q[i] = static_cast<std::uint8_t>(block.q[i] + shift);
+    } else {
+        float values[kGroup];
+        read_values(part, output, first, count, values);
+        if (!finite(values, count)) return Packed::not_finite;
+        group = from_values4(values, count);
+    }
+    return group.scale.fits() && group.minimum.fits() ? Packed::sound : Packed::too_large;
+}
+
+// Where element i of a group of output n stands among the group's integers.
+inline int place(int i, int n, int width, int pack) { return (i / pack * width + n) * pack + i % pack; }
+
+void put(const Group8& group, int n, int width, int pack, std::uint8_t* out) {
+    std::memcpy(out + 2 * n, &group.scale.stored, 2);
+    out += 2 * width;
+    for (int i = 0; i < kGroup; ++i) out[place(i, n, width, pack)] = static_cast<std::uint8_t>(group.q[i]);
+}
+
+void put(const Group4& group, int n, int width, int pack, std::uint8_t* out) {
+    std::memcpy(out + 2 * n, &group.scale.stored, 2);
+    std::memcpy(out + 2 * (width + n), &group.minimum.stored, 2);
+    out += 4 * width;
+    for (int i = 0; i < kGroup; i += 2 * pack)
+        for (int j = 0; j < pack; ++j)
+            out[(i / (2 * pack) * width + n) * pack + j] = static_cast<std::uint8_t>(group.q[i + j] | group.q[i + pack + j] << 4);
+}
+
+template <class Group>
+Packed pack_integers(const Part& part, std::int64_t first, int outputs, int width, int pack, int inputs, std::uint8_t* out) {
+    std::size_t const group_bytes = std::is_same_v<Group, Group8> ? width * (kGroup + 2) : width * (kGroup / 2 + 4);
+    for (int n = 0; n < outputs; ++n) {
+        for (int k = 0; k < inputs; k += kGroup) {
+            Group group = [] {
+                if constexpr (std::is_same_v<Group, Group8>) return Group8{Scale(0.0f), {}};
+                else return Group4{Scale(0.0f), Scale(0.0f), {}};
+            }();
+            int const count = static_cast<int>(std::min<std::int64_t>(kGroup, part.inputs() - k));
+            if (count > 0) {
+                Packed const how = read_group(part, first + n, k, count, group);
+                if (how != Packed::sound) return how;
+            }
+            put(group, n, width, pack, out + k / kGroup * group_bytes);
+        }
+    }
+    return Packed::sound;
+}
+
+Packed pack_numbers(const Part& part, Keep keep, std::int64_t first, int outputs, int width, int inputs, std::uint8_t* out) {
+    for (int n = 0; n < outputs; ++n) {
+        for (int k = 0; k < inputs; k += kGroup) {
+            int const count = static_cast<int>(std::min<std::int64_t>(kGroup, part.inputs() - k));
+            if (count <= 0) continue;
+            float values[kGroup];
+            read_values(part, first + n, k, count, values);
+            if (!finite(values, count)) return Packed::not_finite;
+            for (int i = 0; i < count; ++i) {
+                std::size_t const at = k + i;
+                if (keep == Keep::float32) {
+                    std::memcpy(out + (at * width + n) * 4, &values[i], 4);
+                } else {
+                    std::uint16_t const half = float_to_bf16(values[i]);
+                    std::memcpy(out + (((at / 2) * width + n) * 2 + at % 2) * 2, &half, 2);
+                }
+            }
+        }
+    }
+    return Packed::sound;
+}
+
+}  // namespace
+
+void Part::check() const {
+    if (rows <= 0 || columns <= 0 || begin < 0 || begin >= end || end > outputs())
+        throw std::invalid_argument("a part outside its tensor");
+    int const block = block_bytes(storage);
+    if (block && (transposed || columns % kGroup)) throw std::invalid_argument("blocks need whole rows of 32");
+    std::size_t const row = block ? static_cast<std::size_t>(columns / kGroup) * block : static_cast<std::size_t>(columns) * element_bytes(storage);
+    if (bytes / row != static_cast<std::size_t>(rows) || bytes % row) throw std::invalid_argument("a tensor of another size than its shape");
+}
+
+Packed pack_panel(const Part& part, Keep keep, int panel, int width, int pack, int inputs, std::uint8_t* out) {
+    std::int64_t const first = part.begin + static_cast<std::int64_t>(panel) * width;
+    int const outputs = static_cast<int>(std::min<std::int64_t>(width, part.end - first));
+    if (keep == Keep::int8) return pack_integers<Group8>(part, first, outputs, width, pack, inputs, out);
+    if (keep == Keep::int4) return pack_integers<Group4>(part, first, outputs, width, pack, inputs, out);
+    return pack_numbers(part, keep, first, outputs, width, inputs, out);
+}
+
+void unpack_row(const Matrix& w, int width, int pack, int output, int count, float* out) {
+    const std::uint8_t* const panel = w.panels + output / width * w.panel_bytes;
+    int const n = output % width;
+    bool const four = w.keep == Keep::int4;
+    std::size_t const group_bytes = four ? width * (kGroup / 2 + 4) : width * (kGroup + 2);
+    for (int k = 0; k < count; ++k) {
+        if (w.keep == Keep::float32) {
+            std::memcpy(&out[k], panel + (static_cast<std::size_t>(k) * width + n) * 4, 4);
+        } else if (w.keep == Keep::bfloat16) {
+            std::uint16_t half;
+            std::memcpy(&half, panel + ((static_cast<std::size_t>(k) / 2 * width + n) * 2 + k % 2) * 2, 2);
+            out[k] = bf16_to_float(half);
+        } else {
+            const std::uint8_t* const group = panel + k / kGroup * group_bytes;
+            float const scale = half_at(group + 2 * n) / kScaleGain;
+            int const i = k % kGroup;
+            if (four) {
+                int const byte = group[4 * width + (i / (2 * pack) * width + n) * pack + i % pack];
+                int const q = i % (2 * pack) < pack ? byte & 15 : byte >> 4;
+                out[k] = scale * static_cast<float>(q) + half_at(group + 2 * (width + n)) / kScaleGain;
+            } else {
+                out[k] = scale * static_cast<float>(static_cast<std::int8_t>(group[2 * width + place(i, n, width, pack)]));
+            }
+        }
+    }
+}
+
+}  // namespace knee
