@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from knee import LLM, SamplingParams
+from knee import LLM, SamplingParams, machine
 from knee.cli.generate import command, harmless
 from knee.errors import KneeError, RequestError, UserError
 
@@ -53,6 +53,19 @@ def test_the_stream_is_the_text_made_harmless(model: Path) -> None:
 def test_numbers_go_to_stderr(model: Path) -> None:
     assert "tokens/s" in call(model, "Hello", "--max-new-tokens", "5", "--ignore-eos").stderr
     assert "预填充" in call(model, "Hello", "--max-new-tokens", "5", "--ignore-eos", "--lang", "zh").stderr
+
+
+def test_the_model_that_ran_is_named_with_its_type(model: Path) -> None:
+    assert "tiny @ float32, reference" in call(model, "Hello", "--max-new-tokens", "5").stderr
+    found = document(model, "Hello", "--max-new-tokens", "5")["model"]
+    assert found == {"name": "tiny", "dtype": "float32", "dtype_reason": None, "device": "reference"}
+
+
+def test_more_threads_than_cores_are_warned_of_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "usable_cores", lambda: 1)
+    short = ("Hello", "--max-new-tokens", "2", "--threads")
+    assert call(model, *short, "2").stderr.count("2 threads share 1 usable cores") == 1
+    assert "share" not in call(model, *short, "1").stderr
 
 
 def test_without_a_cache_the_tokens_are_the_same(model: Path) -> None:

@@ -247,7 +247,7 @@ def plan(dtype: str = "auto", tied: bool = False, **storages: str) -> Any:
 def test_auto_is_the_narrowest_type_without_loss_and_says_so(storages: dict[str, str], dtype: str, said: str) -> None:
     found = plan(**storages)
     assert found.dtype == dtype
-    assert found.reason == f"auto: the narrowest type that holds the file's {said} without loss"
+    assert found.reason == f"the narrowest type that holds the file's {said} without loss"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from string import Formatter
@@ -10,7 +11,7 @@ from string import Formatter
 import pytest
 
 from knee.lab import messages
-from knee.lab.messages import LANGUAGES, MESSAGES, text, translated
+from knee.lab.messages import LANGUAGES, MESSAGES, dtype_notes, text, translated
 
 SOURCE = Path(messages.__file__).parents[1]
 
@@ -61,6 +62,17 @@ def test_a_stored_sentence_is_given_in_chinese_with_its_numbers(monkeypatch: pyt
     assert translated("en", stored) == stored
     assert translated("zh", stored) == "批大小 8 快 +320%"
     messages._stored.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "reason", ["the narrowest type that holds the file's Q4_1, Q8_0 without loss", "rounded from the file's BF16"]
+)
+def test_reasons_for_a_weight_type_are_given_in_chinese(reason: str) -> None:
+    [english], [chinese] = (dtype_notes("int4", reason, lang) for lang in ("en", "zh"))
+    assert english == f"Weights in int4: {reason}."
+    assert "int4" in chinese
+    assert not re.search(r"\b(narrowest|rounded|file)\b", chinese)
+    assert dtype_notes("int4", "", "en") == []
 
 
 def test_a_sentence_of_nobody_stays_as_it_is() -> None:

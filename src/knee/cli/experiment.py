@@ -93,7 +93,6 @@ def _setting(kind: Kind, options: Options) -> Setting:
         name=options["name"] or kind,
         out=options["out"],
         lang=options["lang"],
-        threads=options["threads"],
         command=["knee", *sys.argv[1:]],
         options=_by_their_names(options),
         resume=options.get("resume"),

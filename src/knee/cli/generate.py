@@ -64,6 +64,7 @@ def command(
     params = SamplingParams(**sampling)
     given = _one_prompt(prompt, prompt_ids, chat, system)
     llm = LLM.load(model, device, dtype, threads)
+    _warn_of_threads(threads, lang)
     ids = _encode(llm, given, chat, system)
     longest = len(ids) + params.max_new_tokens
     engine = llm.engine(make_policy("single"), longest=longest, kv_cache=kv_cache == "on", block_size=block_size)
@@ -74,7 +75,15 @@ def command(
     else:
         if params.logprobs is not None:
             _show_logprobs(llm, events, lang)
-        _summary(request, lang)
+        _summary(llm, request, lang)
+
+
+def _warn_of_threads(threads: int | None, lang: Lang) -> None:
+    from knee.lab.messages import text
+    from knee.machine import usable_cores
+
+    if threads is not None and threads > (cores := usable_cores()):
+        tell(text(lang, "run.warning", message=text(lang, "warning.threads", threads=threads, cores=cores)))
 
 
 def _one_prompt(
@@ -129,6 +138,12 @@ def _document(llm: LLM, request: Request, events: list[TokenEvent], params: Samp
         "token_ids": request.output,
         "text": request.text if llm.tokenizer else None,
         "finish_reason": request.finish_reason.value,
+        "model": {
+            "name": llm.checkpoint.name,
+            "dtype": llm.device.dtype,
+            "dtype_reason": llm.device.dtype_reason or None,
+            "device": llm.device.name,
+        },
         "metrics": _metrics(request) | {"load_model_ms": llm.load_times.model_ms},
     }
     if params.logprobs is not None:
@@ -170,9 +185,12 @@ def _show_logprobs(llm: LLM, events: list[TokenEvent], lang: Lang) -> None:
     print_logprobs([_candidates(llm, event) for event in events], lang)
 
 
-def _summary(request: Request, lang: Lang) -> None:
-    from knee.lab.messages import text
+def _summary(llm: LLM, request: Request, lang: Lang) -> None:
+    from knee.lab.messages import dtype_notes, text
 
     values = _metrics(request)
     each = values["decode_ms_per_step"]
     tell(text(lang, "generate.summary" if each is not None else "generate.summary_one", **values))
+    device = llm.device
+    heading = text(lang, "run.heading", model=llm.checkpoint.name, dtype=device.dtype, device=device.name)
+    tell(" · ".join([heading, *dtype_notes(device.dtype, device.dtype_reason, lang)]))

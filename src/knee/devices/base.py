@@ -121,7 +121,9 @@ class Device(ABC):
     name: ClassVar[str]  # "reference", "cpu", "cuda"
     dtypes: ClassVar[tuple[str, ...]]  # the weight types that it has: "float32", "bfloat16", …
     dtype: str  # the one in use
-    dtype_reason: str = ""  # why, where that was not simply asked for
+    dtype_reason: str = ""  # why, or what it costs, where the file's values are not simply kept as asked
+    isa: str | None = None  # the instruction set of its kernels; None: its libraries' choice
+    threads: int | None = None  # None: its libraries' choice
     program: Program
 
     @abstractmethod

@@ -135,6 +135,7 @@ class ReferenceDevice(Device):
         if threads is not None:
             _limit_threads(threads)
         self.dtype = "float32"
+        self.threads = threads
         self.program = program
         self.weights = _read_all(weights, threads)
         self.block_size = 1

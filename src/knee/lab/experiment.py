@@ -18,7 +18,7 @@ from knee.errors import UserError
 from knee.lab import records
 from knee.lab.doctor import diagnose, read_state
 from knee.lab.environment import read_hardware, read_software
-from knee.lab.messages import Lang, text
+from knee.lab.messages import Lang, dtype_notes, text
 from knee.lab.records import BatchPolicy, Hardware, Kind, ModelInfo, OnOff, Record, RequestRow, StepRow, Warning_
 from knee.lab.runs import RunFolder, find_run, read_run
 from knee.lab.workload import Workload
@@ -62,7 +62,6 @@ class Setting:
     name: str
     out: Path
     lang: Lang = "en"
-    threads: int | None = None
     command: Sequence[str] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     resume: str | None = None  # a run that was cut off, to be taken up instead of a new one
@@ -87,16 +86,17 @@ def draft(kind: Kind, llm: LLM, workload: Workload, policy: BatchPolicy, kv_cach
         command=list(setting.command),
         hardware=read_hardware(),
         software=read_software(),
-        model=_model(llm, setting.threads),
+        model=_model(llm),
         workload=workload.as_record(),
         batch_policy=policy,
         kv_cache=on_off(kv_cache),
         metrics=None,
         options=dict(setting.options),
+        notes=dtype_notes(llm.device.dtype, llm.device.dtype_reason, "en"),
     )
 
 
-def _model(llm: LLM, threads: int | None) -> ModelInfo:
+def _model(llm: LLM) -> ModelInfo:
     return ModelInfo(
         name=llm.checkpoint.name,
         source=llm.checkpoint.source,
@@ -105,7 +105,8 @@ def _model(llm: LLM, threads: int | None) -> ModelInfo:
         parameters=llm.program.parameters,
         dtype=llm.device.dtype,
         device=llm.device.name,
-        threads=threads,
+        threads=llm.device.threads,
+        isa=llm.device.isa,
         load_model_ms=llm.load_times.model_ms,
         load_tokenizer_ms=llm.load_times.tokenizer_ms,
     )
@@ -123,7 +124,8 @@ def perform(
     with keeper.folder as folder:
         opened(folder.path)
         started = time.time() - time.monotonic()
-        keeper.draft = keeper.draft.model_copy(update={"warnings": _surroundings(record.hardware)})
+        circumstances = [*_crowded(record), *_surroundings(record.hardware)]
+        keeper.draft = keeper.draft.model_copy(update={"warnings": circumstances})
         found = measure(keeper)
         slept = _clock_gap(time.time() - time.monotonic() - started)
         folder.finish(_filled(keeper.draft, replace(found, warnings=[*slept, *found.warnings])))
@@ -196,8 +198,14 @@ def _finished_trials(rows: Sequence[RequestRow], requests: int) -> set[tuple[int
 
 
 def _filled(draft: Record, found: Outcome) -> Record:
-    warnings = [*draft.warnings, *found.warnings]
-    return draft.model_copy(update={"metrics": found.metrics, "warnings": warnings, "notes": found.notes})
+    warnings, notes = [*draft.warnings, *found.warnings], [*draft.notes, *found.notes]
+    return draft.model_copy(update={"metrics": found.metrics, "warnings": warnings, "notes": notes})
+
+
+def _crowded(record: Record) -> list[Warning_]:
+    """More threads than cores."""
+    threads, cores = record.model.threads or 0, record.hardware.cores
+    return [warning("threads", threads=threads, cores=cores)] if threads > cores else []
 
 
 def _surroundings(hardware: Hardware) -> list[Warning_]:

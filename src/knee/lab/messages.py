@@ -296,6 +296,16 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "The first prefill after loading took {ratio} times as long as a warm one: a cold start, no steady cost.",
         "加载后的首次预填充耗时是预热后的 {ratio} 倍：这是冷启动，不是稳态成本。",
     ),
+    # The first two are forms of the third, which is the one that is asked for.
+    "note.dtype_narrowest": (
+        "Weights in {dtype}: the narrowest type that holds the file's {storages} without loss.",
+        "权重使用 {dtype}：能够无损保存文件中 {storages} 的最窄类型。",
+    ),
+    "note.dtype_rounded": (
+        "Weights in {dtype}: rounded from the file's {storages}.",
+        "权重使用 {dtype}：由文件中的 {storages} 舍入得到。",
+    ),
+    "note.dtype": ("Weights in {dtype}: {reason}.", "权重使用 {dtype}：{reason}。"),
     "note.first_token": (
         "The prefill chose the first token, the argmax of the last position: {token}.",
         "预填充给出第一个 token（最后位置的 argmax）：{token}。",
@@ -303,6 +313,11 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
     "warning.clock_gap": (
         "{seconds} s are missing between the wall clock and the monotonic one: the machine slept, or was set.",
         "墙上时钟与单调时钟相差 {seconds} 秒：测量期间机器休眠过，或时间被调整过。",
+    ),
+    "warning.threads": (
+        "{threads} threads share {cores} usable cores: they wait for each other at every step; give --threads {cores} "
+        "or fewer.",
+        "{threads} 个线程共用 {cores} 个可用核：每一步都要互相等待；请用 --threads {cores} 或更少。",
     ),
     "warning.generate_differs": (
         "The hand-written loop and the engine gave different tokens: one of them is wrong.",
@@ -560,6 +575,11 @@ def translated(lang: Lang, sentence: str) -> str:
         if match := pattern.fullmatch(sentence):
             return target.format(**match.groupdict())
     return sentence
+
+
+def dtype_notes(dtype: str, reason: str, lang: Lang) -> list[str]:
+    """Why a device keeps the weights in this type, as a sentence; none where it gives no reason."""
+    return [translated(lang, text("en", "note.dtype", dtype=dtype, reason=reason))] if reason else []
 
 
 _STORED = ("note.", "warning.", "finding.", "doctor.")  # topics whose English words end up in records

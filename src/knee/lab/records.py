@@ -110,7 +110,10 @@ class Software(_Model):
 
 
 class ModelInfo(_Model):
-    """The model that ran. `sha256` is over the weights' files, `dtype` the weights' type on the device."""
+    """The model that ran. `sha256` is over the weights' files, `dtype` the weights' type on the device.
+
+    `isa` is the instruction set of the device's kernels; null, as with `threads`: its libraries' choice.
+    """
 
     name: Text
     source: Text
@@ -119,7 +122,8 @@ class ModelInfo(_Model):
     parameters: NonNegativeInt
     dtype: str
     device: str
-    threads: PositiveInt | None = None  # null: the device's choice
+    threads: PositiveInt | None = None
+    isa: Text | None = None
     load_model_ms: NonNegativeFloat | None = None
     load_tokenizer_ms: NonNegativeFloat | None = None
 

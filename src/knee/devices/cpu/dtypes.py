@@ -75,7 +75,7 @@ def _kept(weight: Weight, dtype: Dtype, is_end: bool) -> Dtype:
 
 def _reason(dtype: str, matrices: Weights, keep: Mapping[str, Dtype]) -> str:
     if dtype == "auto":
-        return f"auto: the narrowest type that holds the file's {_listed(matrices.values())} without loss"
+        return f"the narrowest type that holds the file's {_listed(matrices.values())} without loss"
     rounded = [
         weight
         for name, weight in matrices.items()
