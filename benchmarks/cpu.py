@@ -35,11 +35,13 @@ from rich.table import Table
 from safetensors.numpy import save_file
 
 from knee.devices import choose_device
+from knee.devices.cpu.dtypes import Dtype
 from knee.engine.policies import make_policy
 from knee.engine.types import SamplingParams, StepStats
 from knee.lab.environment import read_hardware, read_software
-from knee.lab.speed import Dtype, Floor, Rate, Speed, measure_speed
+from knee.lab.speed import Floor, Rate, Speed, measure_speed
 from knee.llm import LLM
+from knee.machine import default_threads
 from knee.models import build_program
 from knee.program import StepShape, Widths
 
@@ -333,7 +335,7 @@ def integers(text: str) -> list[int]:
 
 def bench(options: argparse.Namespace) -> dict[str, Any]:
     """Measure and print; the document has every sample."""
-    threads = options.threads or read_hardware().cores
+    threads = options.threads or default_threads()
     with tempfile.TemporaryDirectory() as folder:
         subjects = load(options, Path(folder))
     cases = make_cases(subjects, options)

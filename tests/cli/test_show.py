@@ -102,6 +102,7 @@ def test_doctor_names_the_native_kernels(monkeypatch: pytest.MonkeyPatch) -> Non
     from tests.lab.test_speed import FakeNative
 
     monkeypatch.setattr(speed, "find_native", FakeNative)
+    monkeypatch.setattr(speed, "choose_isa", lambda: "avx2")
     for lang, names in (("en", "int8 arithmetic"), ("zh", "int8 算力")):
         page = call(doctor.command, "--lang", lang).stdout
         assert re.search(rf"{names} +\S*.*300\.0.*native avx2", page)
@@ -116,4 +117,6 @@ def quick_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "_LARGEST_ARRAYS", 2**20)
     monkeypatch.setattr(speed, "_KERNEL_SECONDS", 0.0)
     monkeypatch.setattr(speed, "_RUNS", range(1, 2))
+    monkeypatch.setattr(speed, "_NATIVE_RUNS", range(1, 2))
+    monkeypatch.setattr(speed, "_matrix_size", lambda: 64)
     monkeypatch.setattr(lab, "_LOAD_SECONDS", 0.01)

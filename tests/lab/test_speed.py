@@ -43,17 +43,19 @@ class FakeNative:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("KNEE_ISA", raising=False)
     monkeypatch.setattr(speed, "_SMALLEST_ARRAYS", 2**20)
     monkeypatch.setattr(speed, "_LARGEST_ARRAYS", 2**20)
     monkeypatch.setattr(speed, "_KERNEL_SECONDS", 0.0)
     monkeypatch.setattr(speed, "_RUNS", range(1, 2))
+    monkeypatch.setattr(speed, "_NATIVE_RUNS", range(1, 2))
+    monkeypatch.setattr(speed, "_matrix_size", lambda: 64)
 
 
 @pytest.fixture
 def native(monkeypatch: pytest.MonkeyPatch) -> FakeNative:
     fake = FakeNative()
     monkeypatch.setattr(speed, "find_native", lambda: fake)
+    monkeypatch.setattr(speed, "choose_isa", lambda: "avx2")
     return fake
 
 
@@ -81,11 +83,11 @@ def test_an_extension_for_other_processors_is_none(monkeypatch: pytest.MonkeyPat
     assert find_native() is None
 
 
-def test_the_instruction_set_is_the_best_or_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    best = Kernels("avx2", ("avx2", "portable"), ("avx512", "avx2", "portable"))
-    assert find_kernels(FakeNative()) == best
-    monkeypatch.setenv("KNEE_ISA", "portable")
-    assert find_kernels(FakeNative()).in_use == "portable"
+def test_the_kernels_are_those_that_the_device_takes(native: FakeNative, monkeypatch: pytest.MonkeyPatch) -> None:
+    all_built = ("avx512", "avx2", "portable")
+    assert find_kernels(native) == Kernels("avx2", ("avx2", "portable"), all_built)
+    monkeypatch.setattr(speed, "choose_isa", lambda: "portable")
+    assert find_kernels(native).in_use == "portable"
 
 
 def test_a_floor_is_the_longer_of_reading_and_calculating() -> None:

@@ -20,7 +20,7 @@ from knee.lab.environment import read_hardware
 from knee.lab.messages import Lang, text
 from knee.lab.records import Hardware
 from knee.lab.speed import Kernels, Speed, measure_speed
-from knee.machine import cpu_quota, first_line
+from knee.machine import cpu_quota, default_threads, first_line
 
 FindingCode = Literal[
     "other_load", "one_core", "cpu_quota", "swap", "governor", "battery", "hot", "coarse_timer", "unsteady"
@@ -90,7 +90,7 @@ def examine() -> Report:
     """Measure the machine and look around, in less than ten seconds."""
     hardware = read_hardware()
     state = read_state()  # before our own work heats the machine
-    speed = measure_speed(hardware.cores)
+    speed = measure_speed(default_threads())
     return Report(hardware, speed, state, diagnose(hardware, state, speed))
 
 

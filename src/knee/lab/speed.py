@@ -11,7 +11,6 @@ the machine, and no int8 or int4, which NumPy has no fast product of.
 from __future__ import annotations
 
 import importlib
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,14 +26,15 @@ import psutil
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from knee.devices.cpu.device import choose_isa
+from knee.devices.cpu.dtypes import Dtype
 from knee.machine import first_line
 from knee.program import Cost
 
-Dtype = Literal["float32", "bfloat16", "int8", "int4"]
-
 _CPUS = Path("/sys/devices/system/cpu")
-_KERNEL_SECONDS = 0.5  # for the repetitions of one kernel
+_KERNEL_SECONDS = 0.4  # for the repetitions of one kernel
 _RUNS = range(5, 21)  # at least and at most so many repetitions
+_NATIVE_RUNS = range(2, 21)  # each of which is several passes, and fills its memory anew
 _SMALLEST_ARRAYS = 256 * 2**20
 _LARGEST_ARRAYS = 2 * 2**30
 _COLUMNS = 4096
@@ -121,7 +121,7 @@ def measure_speed(threads: int) -> Speed:
 
 
 class Native(Protocol):
-    """What is used here of the extension module. Its kernels time themselves, in bytes/s and FLOP/s."""
+    """What is used here of the extension module. Its kernels time themselves: bytes/s, FLOP/s, of the best pass."""
 
     def supported_isas(self) -> list[str]: ...
 
@@ -142,11 +142,8 @@ def find_native() -> Native | None:
 
 
 def find_kernels(native: Native) -> Kernels:
-    """The instruction sets of a build; KNEE_ISA is heeded, as the device does."""
-    supported = native.supported_isas()
-    forced = os.environ.get("KNEE_ISA")
-    in_use = forced if forced in supported else supported[0]
-    return Kernels(in_use, tuple(supported), tuple(native.compiled_isas()))
+    """The instruction sets of a build, and the one that the cpu device takes. `UserError` where KNEE_ISA is none."""
+    return Kernels(choose_isa(), tuple(native.supported_isas()), tuple(native.compiled_isas()))
 
 
 def _with_native(numpy: Speed, native: Native, threads: int) -> Speed:
@@ -154,9 +151,9 @@ def _with_native(numpy: Speed, native: Native, threads: int) -> Speed:
     isa = kernels.in_use
 
     def dot(dtype: Dtype) -> Rate:
-        return _rate(f"native {isa}", lambda: native.dot_rate(isa, dtype, threads) / 1e9)
+        return _rate(f"native {isa}", lambda: native.dot_rate(isa, dtype, threads) / 1e9, _NATIVE_RUNS)
 
-    read = _rate(f"native {isa}", lambda: native.read_bandwidth(isa, threads, size) / 1e9)
+    read = _rate(f"native {isa}", lambda: native.read_bandwidth(isa, threads, size) / 1e9, _NATIVE_RUNS)
     return replace(
         numpy,
         read_gb_s=_fastest(numpy.read_gb_s, read),
@@ -239,11 +236,12 @@ def _multiply_bfloat16(size: int) -> Rate:
 # --- timing ------------------------------------------------------------------------------------------------------
 
 
-def _rate(how: str, run: Run) -> Rate:
+def _rate(how: str, run: Run, runs: range | None = None) -> Rate:
+    runs = runs or _RUNS
     run()  # warm: pages mapped, threads started
     speeds: list[float] = []
     until = time.perf_counter() + _KERNEL_SECONDS
-    while len(speeds) < _RUNS.start or (time.perf_counter() < until and len(speeds) < _RUNS.stop - 1):
+    while len(speeds) < runs.start or (time.perf_counter() < until and len(speeds) < runs.stop - 1):
         speeds.append(run())
     return Rate(round(max(speeds), 2), round(median(speeds), 2), len(speeds), how)
 
