@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import knee.devices.cpu
-from knee.devices import ReferenceDevice, Span, Want
+from knee.devices import ReferenceDevice, Span, Want, choose_device
 from knee.devices.base import FloatArray, StoredWeight, Weight
 from knee.devices.cpu import CpuDevice
 from knee.errors import NumericsError, UserError
@@ -188,10 +188,8 @@ def test_an_instruction_set_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("KNEE_ISA", "portable")
     assert CpuDevice(program, array_weights(program, values)).isa == "portable"
     monkeypatch.setenv("KNEE_ISA", "fastest")
-    why = CpuDevice.unavailable()
-    assert why is not None
-    assert "'fastest'" in why
-    assert "fast, portable" in why
+    with pytest.raises(UserError, match=r"KNEE_ISA is 'fastest'; .*: fast, portable; "):
+        choose_device("auto")
 
 
 def test_a_cpu_without_any_of_the_instruction_sets_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +200,14 @@ def test_a_cpu_without_any_of_the_instruction_sets_is_told(monkeypatch: pytest.M
 def test_without_the_extension_the_user_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(knee.devices.cpu, "_native")
     monkeypatch.setitem(sys.modules, "knee.devices.cpu._native", None)
-    assert "pip install knee" in (CpuDevice.unavailable() or "")
+    for name in ("auto", "cpu"):
+        with pytest.raises(UserError, match=r"device cpu cannot run here: .*pip install knee.*--device reference"):
+            choose_device(name)
+    assert choose_device("reference") is ReferenceDevice
+
+
+def test_the_best_device_there_is_comes_first() -> None:
+    assert choose_device("auto", "int4") is CpuDevice
 
 
 def test_devices_are_listed_without_loading_the_extension() -> None:

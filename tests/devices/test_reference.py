@@ -99,9 +99,9 @@ def test_devices_and_weight_types_that_are_not_there_are_refused_by_name() -> No
     with pytest.raises(UserError, match="reference"):
         choose_device("tpu")
     with pytest.raises(UserError, match="float32"):
-        choose_device("auto", "int8")
+        choose_device("reference", "int8")
     with pytest.raises(UserError, match="at least 1"):
-        choose_device("auto", "auto", 0)
+        choose_device("reference", "auto", 0)
 
 
 def test_costs_of_the_pool_are_those_of_its_arrays(device: ReferenceDevice) -> None:

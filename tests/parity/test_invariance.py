@@ -75,7 +75,7 @@ def tokens(llm: LLM, way: Way, prompts: list[list[int]], params: list[SamplingPa
 def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LLM:
     folder: Path = tmp_path_factory.mktemp(request.param)
     SHAPES[request.param].save(folder)
-    return LLM.load(str(folder))
+    return LLM.load(str(folder), device="reference")
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ WAYS_ON_THE_REAL_MODEL = [
 @pytest.mark.model
 @pytest.mark.usefixtures("smollm2_path")
 def test_greedy_tokens_of_the_real_model_do_not_depend_on_the_way() -> None:
-    llm = LLM.load("smollm2-135m")
+    llm = LLM.load("smollm2-135m", device="reference")
     texts = ("The capital of France is", "def quicksort(items):", "Q: What is a KV cache?\nA:", "1, 1, 2, 3, 5, 8,")
     prompts = [llm.encode(text) for text in texts]
     params = [SamplingParams(max_new_tokens=24, ignore_eos=True)] * len(prompts)

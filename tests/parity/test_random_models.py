@@ -98,7 +98,7 @@ class Pair:
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder: Path = tmp_path_factory.mktemp(request.param.name)
     oracle = request.param.save(folder)
-    llm = LLM.load(str(folder))
+    llm = LLM.load(str(folder), device="reference")
     rng = np.random.default_rng(7)
     prompt = [int(token) for token in rng.integers(0, llm.program.vocab_size, PROMPT_TOKENS)]
     return Pair(llm, oracle, prompt, greedy(oracle, prompt, NEW_TOKENS))

@@ -43,7 +43,7 @@ def pair(smollm2_path: Path) -> Pair:
     oracle = AutoModelForCausalLM.from_pretrained(
         smollm2_path.parent, gguf_file=smollm2_path.name, dtype=torch.float32
     ).eval()
-    return Pair(LLM.load("smollm2-135m"), oracle)
+    return Pair(LLM.load("smollm2-135m", device="reference"), oracle)
 
 
 @pytest.mark.parametrize("index", range(4))

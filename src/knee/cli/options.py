@@ -75,9 +75,15 @@ model_options = combined(
         show_default=True,
         help="Alias, hub id, folder with config.json and safetensors, or .gguf file.",
     ),
-    click.option("--device", default="auto", show_default=True, help="auto or reference."),
-    click.option("--dtype", default="auto", show_default=True, help="Of the weights: auto or float32."),
-    click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the device's choice]"),
+    click.option("--device", default="auto", show_default=True, help="auto or cpu or reference."),
+    click.option(
+        "--dtype",
+        default="auto",
+        show_default=True,
+        help="Of the weights: auto or float32 or bfloat16 or int8 or int4. "
+        "auto is the narrowest that keeps the file's values.",
+    ),
+    click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: one a usable core]"),
 )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from knee.devices.base import Device, Span, SpanOutput, Want
+from knee.devices.cpu import CpuDevice
 from knee.devices.reference import ReferenceDevice
 from knee.errors import UserError
 
-__all__ = ["DEVICES", "Device", "ReferenceDevice", "Span", "SpanOutput", "Want", "choose_device"]
+__all__ = ["DEVICES", "CpuDevice", "Device", "ReferenceDevice", "Span", "SpanOutput", "Want", "choose_device"]
 
 # In the order of preference of "auto".
-DEVICES: dict[str, type[Device]] = {"reference": ReferenceDevice}
+DEVICES: dict[str, type[Device]] = {"cpu": CpuDevice, "reference": ReferenceDevice}
 
 
 def choose_device(name: str, dtype: str = "auto", threads: int | None = None) -> type[Device]:
