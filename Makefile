@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 OUT ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast lint format doctor bench clean
+.PHONY: help run test lint sanitize format doctor bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,11 @@ lint: $(VENV)/.installed-dev ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+sanitize: ## Fuzz the kernels under AddressSanitizer and UBSan (ROUNDS=20, SEED=1)
+	cmake -S native -B build/sanitize -DKNEE_MODULE=OFF -DKNEE_TEST=ON -DKNEE_SANITIZE=ON
+	cmake --build build/sanitize --parallel 2
+	build/sanitize/native_test $(or $(SEED),1) $(or $(ROUNDS),20)
 
 format: $(VENV)/.installed-dev ## Format the code
 	$(BIN)/ruff format .

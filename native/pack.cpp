@@ -76,53 +76,59 @@ void read_values(const Part& part, std::int64_t output, int first, int count, fl
     if (block_bytes(part.storage)) {
         Block const block = read_block(part, output, first / kGroup);
         for (int i = 0; i < count; ++i) out[i] = block.scale * static_cast<float>(block.q[i]) + block.minimum;
+    } else if (part.storage == Storage::f32 && !part.transposed) {
+        std::memcpy(out, part.data + (output * part.columns + first) * 4, 4 * static_cast<std::size_t>(count));
     } else {
         for (int i = 0; i < count; ++i) out[i] = number(part, output, first + i);
     }
 }
 
 bool finite(const float* values, int count) {
-    float sum = 0.0f;
-    for (int i = 0; i < count; ++i) sum += values[i] * 0.0f;
-    return sum == 0.0f;
+    std::uint32_t most = 0;
+    for (int i = 0; i < count; ++i) most = std::max(most, bits_of_float(values[i]) & 0x7fffffff);
+    return most < 0x7f800000;
 }
 
 // A scale as it is stored, and as the kernels will see it.
 struct Scale {
     std::uint16_t stored;
     float value;
+    Scale() : stored(0), value(0.0f) {}
     explicit Scale(float wanted) : stored(float_to_f16(wanted * kScaleGain)), value(f16_to_float(stored) / kScaleGain) {}
     bool fits() const { return (stored & 0x7c00) != 0x7c00; }
 };
 
 struct Group8 {
     Scale scale;
-    std::int8_t q[kGroup];
+    std::int8_t q[kGroup] = {};
 };
 
 struct Group4 {
     Scale scale, minimum;
-    std::uint8_t q[kGroup];
+    std::uint8_t q[kGroup] = {};
 };
 
-std::int8_t bounded(float value) { return static_cast<std::int8_t>(std::clamp(std::nearbyint(value), -127.0f, 127.0f)); }
+// The nearest whole number, for numbers below 2^22: inline, where the library's rounding is a call.
+float nearest(float value) { return (value + 12582912.0f) - 12582912.0f; }
+
+std::int8_t bounded(float value) { return static_cast<std::int8_t>(std::clamp(nearest(value), -127.0f, 127.0f)); }
 
 // 4-bit values d q + m lie on a line of steps d. With a step of d / k they keep their places, and only the common
 // distance k m / d to a whole number is lost: take the k, as far as 8 bits reach, that loses least.
 Group8 from_steps(const Block& block) {
-    auto const [low, high] = std::minmax_element(block.q, block.q + kGroup);
     float const offset = block.minimum / block.scale;
-    float const reach = std::max(std::fabs(offset + *low), std::fabs(offset + *high));
-    int const most = static_cast<int>(126.0f / std::max(reach, 1.0f));
+    float const reach = std::max({std::fabs(offset), std::fabs(offset + 15.0f), 1.0f});
+    int const most = static_cast<int>(126.0f / reach);
     int best = 1;
     float least = 1.0f;
     for (int k = 1; k <= most; ++k) {
-        float const lost = std::fabs(k * offset - std::nearbyint(k * offset)) / k;
-        if (lost < least) best = k, least = lost;
+        float const whole = static_cast<float>(k) * offset, lost = std::fabs(whole - nearest(whole)) / static_cast<float>(k);
+        best = lost < least ? k : best;
+        least = std::min(lost, least);
     }
-    Group8 group{Scale(block.scale / best), {}};
-    float const moved = std::nearbyint(best * offset);
-    for (int i = 0; i < kGroup; ++i) group.q[i] = bounded(best * block.q[i] + moved);
+    Group8 group{Scale(block.scale / static_cast<float>(best)), {}};
+    int const moved = static_cast<int>(nearest(static_cast<float>(best) * offset));
+    for (int i = 0; i < kGroup; ++i) group.q[i] = static_cast<std::int8_t>(best * block.q[i] + moved);
     return group;
 }
 
@@ -140,7 +146,7 @@ Group4 from_values4(const float* values, int count) {
     Group4 group{Scale((*high - *low) / 15.0f), Scale(*low), {}};
     float const factor = group.scale.value > 0.0f ? 1.0f / group.scale.value : 0.0f;
     for (int i = 0; i < count; ++i)
-        group.q[i] = static_cast<std::uint8_t>(std::clamp(std::nearbyint((values[i] - group.minimum.value) * factor), 0.0f, 15.0f));
+        group.q[i] = static_cast<std::uint8_t>(std::clamp(nearest((values[i] - group.minimum.value) * factor), 0.0f, 15.0f));
     return group;
 }
 
@@ -184,60 +190,63 @@ Packed read_group(const Part& part, std::int64_t output, int first, int count, G
 }
 
 // Where element i of a group of output n stands among the group's integers.
-inline int place(int i, int n, int width, int pack) { return (i / pack * width + n) * pack + i % pack; }
+int place(int i, int n, int width, int pack) { return (i / pack * width + n) * pack + i % pack; }
 
-void put(const Group8& group, int n, int width, int pack, std::uint8_t* out) {
-    std::memcpy(out + 2 * n, &group.scale.stored, 2);
+// A panel's groups of the same inputs, in the order in which kernels read them.
+void put(const Group8* groups, int width, int pack, std::uint8_t* out) {
+    for (int n = 0; n < width; ++n) std::memcpy(out + 2 * n, &groups[n].scale.stored, 2);
     out += 2 * width;
-    for (int i = 0; i < kGroup; ++i) out[place(i, n, width, pack)] = static_cast<std::uint8_t>(group.q[i]);
+    for (int i = 0; i < kGroup; i += pack)
+        for (int n = 0; n < width; ++n)
+            for (int j = 0; j < pack; ++j) *out++ = static_cast<std::uint8_t>(groups[n].q[i + j]);
 }
 
-void put(const Group4& group, int n, int width, int pack, std::uint8_t* out) {
-    std::memcpy(out + 2 * n, &group.scale.stored, 2);
-    std::memcpy(out + 2 * (width + n), &group.minimum.stored, 2);
+void put(const Group4* groups, int width, int pack, std::uint8_t* out) {
+    for (int n = 0; n < width; ++n) {
+        std::memcpy(out + 2 * n, &groups[n].scale.stored, 2);
+        std::memcpy(out + 2 * (width + n), &groups[n].minimum.stored, 2);
+    }
     out += 4 * width;
     for (int i = 0; i < kGroup; i += 2 * pack)
-        for (int j = 0; j < pack; ++j)
-            out[(i / (2 * pack) * width + n) * pack + j] = static_cast<std::uint8_t>(group.q[i + j] | group.q[i + pack + j] << 4);
+        for (int n = 0; n < width; ++n)
+            for (int j = 0; j < pack; ++j)
+                *out++ = static_cast<std::uint8_t>(groups[n].q[i + j] | groups[n].q[i + pack + j] << 4);
 }
 
 template <class Group>
 Packed pack_integers(const Part& part, std::int64_t first, int outputs, int width, int pack, int inputs, std::uint8_t* out) {
-    std::size_t const group_bytes = std::is_same_v<Group, Group8> ? width * (kGroup + 2) : width * (kGroup / 2 + 4);
-    for (int n = 0; n < outputs; ++n) {
-        for (int k = 0; k < inputs; k += kGroup) {
-            Group group = [] {
-                if constexpr (std::is_same_v<Group, Group8>) return Group8{Scale(0.0f), {}};
-                else return Group4{Scale(0.0f), Scale(0.0f), {}};
-            }();
-            int const count = static_cast<int>(std::min<std::int64_t>(kGroup, part.inputs() - k));
-            if (count > 0) {
-                Packed const how = read_group(part, first + n, k, count, group);
-                if (how != Packed::sound) return how;
-            }
-            put(group, n, width, pack, out + k / kGroup * group_bytes);
+    std::size_t const group_bytes = panel_bytes(std::is_same_v<Group, Group8> ? Keep::int8 : Keep::int4, kGroup, width);
+    std::vector<Group> groups(width);
+    for (int k = 0; k < inputs; k += kGroup, out += group_bytes) {
+        int const count = static_cast<int>(std::min<std::int64_t>(kGroup, part.inputs() - k));
+        for (int n = 0; n < outputs; ++n) {
+            Packed const how = read_group(part, first + n, k, count, groups[n]);
+            if (how != Packed::sound) return how;
         }
+        put(groups.data(), width, pack, out);
     }
     return Packed::sound;
 }
 
 Packed pack_numbers(const Part& part, Keep keep, std::int64_t first, int outputs, int width, int inputs, std::uint8_t* out) {
-    for (int n = 0; n < outputs; ++n) {
-        for (int k = 0; k < inputs; k += kGroup) {
-            int const count = static_cast<int>(std::min<std::int64_t>(kGroup, part.inputs() - k));
-            if (count <= 0) continue;
-            float values[kGroup];
-            read_values(part, first + n, k, count, values);
-            if (!finite(values, count)) return Packed::not_finite;
-            for (int i = 0; i < count; ++i) {
-                std::size_t const at = k + i;
-                if (keep == Keep::float32) {
-                    std::memcpy(out + (at * width + n) * 4, &values[i], 4);
-                } else {
-                    std::uint16_t const half = float_to_bf16(values[i]);
-                    std::memcpy(out + (((at / 2) * width + n) * 2 + at % 2) * 2, &half, 2);
+    std::vector<float> values(static_cast<std::size_t>(width) * kGroup, 0.0f);  // [output][input]
+    for (int k = 0; k < inputs; k += kGroup) {
+        int const count = static_cast<int>(std::min<std::int64_t>(kGroup, part.inputs() - k));
+        for (int n = 0; n < outputs; ++n) {
+            float* const row = &values[n * kGroup];
+            read_values(part, first + n, k, count, row);
+            if (!finite(row, count)) return Packed::not_finite;
+            std::fill(row + count, row + kGroup, 0.0f);
+        }
+        if (keep == Keep::float32) {
+            for (int i = 0; i < kGroup; ++i)
+                for (int n = 0; n < width; ++n, out += 4) std::memcpy(out, &values[n * kGroup + i], 4);
+        } else {
+            for (int i = 0; i < kGroup; i += 2)
+                for (int n = 0; n < width; ++n, out += 4) {
+                    std::uint16_t const pair[] = {float_to_bf16(values[n * kGroup + i]), float_to_bf16(values[n * kGroup + i + 1])};
+                    std::memcpy(out, pair, 4);
                 }
-            }
         }
     }
     return Packed::sound;

@@ -23,7 +23,7 @@ using Clock = std::chrono::steady_clock;
 // Between two steps the engine works for about 0.1 ms; a thread that slept would need half as long to wake up.
 constexpr auto kSpin = std::chrono::microseconds(400);
 constexpr int kPausesBetweenLooks = 64;
-constexpr int kPausesAtBarrier = 20000;  // then give way: there may be more threads than cores
+constexpr int kPausesAtBarrier = 2000;  // some 0.05 ms; then give way: another program may have the other's core
 
 // Signals are for the interpreter's thread.
 class SignalsBlocked {
