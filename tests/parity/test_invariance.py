@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("torch", reason="random models are made with transformers (pip install knee[oracle])")
 
 from knee import LLM, SamplingParams
+from knee.devices import DEVICES
 from knee.engine.policies import make_policy
 from tests.parity.oracle import RandomModel
 
@@ -71,11 +72,20 @@ def tokens(llm: LLM, way: Way, prompts: list[list[int]], params: list[SamplingPa
     return [request.output for request in requests], sum(request.num_preemptions for request in requests)
 
 
+RUNNERS = [("reference", "float32"), *(("cpu", dtype) for dtype in DEVICES["cpu"].dtypes)]
+
+
 @pytest.fixture(scope="module", params=SHAPES)
-def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LLM:
-    folder: Path = tmp_path_factory.mktemp(request.param)
-    SHAPES[request.param].save(folder)
-    return LLM.load(str(folder), device="reference")
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path: Path = tmp_path_factory.mktemp(request.param)
+    SHAPES[request.param].save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module", params=RUNNERS, ids="-".join)
+def llm(request: pytest.FixtureRequest, folder: str) -> LLM:
+    device, dtype = request.param
+    return LLM.load(folder, device=device, dtype=dtype)
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +124,9 @@ WAYS_ON_THE_REAL_MODEL = [
 
 @pytest.mark.model
 @pytest.mark.usefixtures("smollm2_path")
-def test_greedy_tokens_of_the_real_model_do_not_depend_on_the_way() -> None:
-    llm = LLM.load("smollm2-135m", device="reference")
+@pytest.mark.parametrize("device", ["reference", "cpu"])
+def test_greedy_tokens_of_the_real_model_do_not_depend_on_the_way(device: str) -> None:
+    llm = LLM.load("smollm2-135m", device=device)
     texts = ("The capital of France is", "def quicksort(items):", "Q: What is a KV cache?\nA:", "1, 1, 2, 3, 5, 8,")
     prompts = [llm.encode(text) for text in texts]
     params = [SamplingParams(max_new_tokens=24, ignore_eos=True)] * len(prompts)

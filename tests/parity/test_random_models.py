@@ -19,6 +19,7 @@ pytestmark = pytest.mark.oracle
 
 NEW_TOKENS = 128
 PROMPT_TOKENS = 21
+DEVICES = ("reference", "cpu")
 
 
 def model(name: str, model_type: str, *, heads: int, kv_heads: int, head_dim: int, hidden: int, **values: Any) -> Any:
@@ -86,9 +87,9 @@ MODELS = [
 
 @dataclass(frozen=True)
 class Pair:
-    """The same model on both sides, and what transformers generates from one prompt."""
+    """The same model on all sides, and what transformers generates from one prompt."""
 
-    llm: LLM
+    llms: dict[str, LLM]  # by device, in float32
     oracle: Any
     prompt: list[int]
     expected: list[int]
@@ -98,39 +99,43 @@ class Pair:
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder: Path = tmp_path_factory.mktemp(request.param.name)
     oracle = request.param.save(folder)
-    llm = LLM.load(str(folder), device="reference")
+    llms = {device: LLM.load(str(folder), device=device, dtype="float32") for device in DEVICES}
     rng = np.random.default_rng(7)
-    prompt = [int(token) for token in rng.integers(0, llm.program.vocab_size, PROMPT_TOKENS)]
-    return Pair(llm, oracle, prompt, greedy(oracle, prompt, NEW_TOKENS))
+    prompt = [int(token) for token in rng.integers(0, llms["cpu"].program.vocab_size, PROMPT_TOKENS)]
+    return Pair(llms, oracle, prompt, greedy(oracle, prompt, NEW_TOKENS))
 
 
-def test_greedy_tokens_are_those_of_transformers(pair: Pair) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_greedy_tokens_are_those_of_transformers(pair: Pair, device: str) -> None:
     params = SamplingParams(max_new_tokens=NEW_TOKENS, ignore_eos=True)
-    [request] = pair.llm.generate([pair.prompt], params)
+    [request] = pair.llms[device].generate([pair.prompt], params)
     assert request.output == pair.expected
     assert len(set(pair.expected)) > 10, "the oracle repeats itself: the comparison would prove little"
 
 
-def test_logits_are_those_of_transformers_at_every_position(pair: Pair) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_logits_are_those_of_transformers_at_every_position(pair: Pair, device: str) -> None:
     tokens = pair.prompt + pair.expected
-    [output] = pair.llm.device.execute([Span(tokens, 0, (), Want.ALL_LOGITS)])
+    llm = pair.llms[device]
+    [output] = llm.device.execute([Span(tokens, 0, (), Want.ALL_LOGITS)])
     assert output.logits is not None
-    assert output.logits.shape == (len(tokens), pair.llm.program.vocab_size)
+    assert output.logits.shape == (len(tokens), llm.program.vocab_size)
     assert np.abs(output.logits - logits(pair.oracle, tokens)).max() < 1e-3
 
 
-def test_logits_through_the_cache_in_chunks_are_the_same(pair: Pair) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_logits_through_the_cache_in_chunks_are_the_same(pair: Pair, device: str) -> None:
     tokens = pair.prompt + pair.expected
     expected = logits(pair.oracle, tokens)
-    device = pair.llm.device
-    device.allocate_kv(num_blocks=80, block_size=3)
+    runner = pair.llms[device].device
+    runner.allocate_kv(num_blocks=80, block_size=3)
     blocks = list(range(79, 79 - -(-len(tokens) // 3), -1))
     for first in range(0, len(tokens), 20):
         chunk = tokens[first : first + 20]
-        [output] = device.execute([Span(chunk, first, blocks, Want.ALL_LOGITS)])
+        [output] = runner.execute([Span(chunk, first, blocks, Want.ALL_LOGITS)])
         assert output.logits is not None
         assert np.abs(output.logits - expected[first : first + 20]).max() < 1e-3
 
 
 def test_number_of_parameters_is_that_of_transformers(pair: Pair) -> None:
-    assert pair.llm.program.parameters == sum(p.numel() for p in pair.oracle.parameters())
+    assert pair.llms["cpu"].program.parameters == sum(p.numel() for p in pair.oracle.parameters())

@@ -30,12 +30,13 @@ CHAT = [{"role": "user", "content": "What is the capital of France, and why is i
 
 @dataclass(frozen=True)
 class Pair:
-    llm: LLM
+    llms: dict[str, LLM]
     oracle: Any
 
     def prompts(self) -> list[list[int]]:
-        assert self.llm.tokenizer
-        return [self.llm.encode(text) for text in [*PROMPTS, self.llm.tokenizer.apply_chat_template(CHAT)]]
+        llm = self.llms["reference"]
+        assert llm.tokenizer
+        return [llm.encode(text) for text in [*PROMPTS, llm.tokenizer.apply_chat_template(CHAT)]]
 
 
 @pytest.fixture(scope="module")
@@ -43,18 +44,22 @@ def pair(smollm2_path: Path) -> Pair:
     oracle = AutoModelForCausalLM.from_pretrained(
         smollm2_path.parent, gguf_file=smollm2_path.name, dtype=torch.float32
     ).eval()
-    return Pair(LLM.load("smollm2-135m", device="reference"), oracle)
+    llms = {device: LLM.load("smollm2-135m", device=device, dtype="float32") for device in ("reference", "cpu")}
+    return Pair(llms | {"auto": LLM.load("smollm2-135m")}, oracle)
 
 
 @pytest.mark.parametrize("index", range(4))
 def test_128_greedy_tokens_and_all_logits_are_those_of_transformers(pair: Pair, index: int) -> None:
     prompt = pair.prompts()[index]
     expected = greedy(pair.oracle, prompt, NEW_TOKENS)
-    params = SamplingParams(max_new_tokens=NEW_TOKENS, ignore_eos=True)
-    [request] = pair.llm.generate([prompt], params)
-    assert request.output == expected
-
     tokens = prompt + expected
-    [output] = pair.llm.device.execute([Span(tokens, 0, (), Want.ALL_LOGITS)])
-    assert output.logits is not None
-    assert np.abs(output.logits - logits(pair.oracle, tokens)).max() < 1e-3
+    oracle_logits = logits(pair.oracle, tokens)
+    params = SamplingParams(max_new_tokens=NEW_TOKENS, ignore_eos=True)
+    for name, llm in pair.llms.items():
+        [request] = llm.generate([prompt], params)
+        assert request.output == expected, name
+        if name == "auto":  # it may round, as long as it chooses the same tokens
+            continue
+        [output] = llm.device.execute([Span(tokens, 0, (), Want.ALL_LOGITS)])
+        assert output.logits is not None
+        assert np.abs(output.logits - oracle_logits).max() < 1e-3, name
