@@ -129,9 +129,19 @@ def check(plan: StepPlan, view: View, policy: Policy) -> None:
     assert not batch or batch[0] in chunks, "the oldest stands still"
     assert all(1 <= num_tokens <= request.num_pending for request, num_tokens in chunks.items())
     assert plan.wake_at is None or not plan.chunks
-    decoding = {request for request in view.running if request.is_decoding} - set(plan.preempt)
-    assert decoding <= chunks.keys(), "a decode waits for somebody's prefill"
+    decoding = {request for request in view.running if request.output and request.num_pending == 1}
+    assert decoding - set(plan.preempt) <= chunks.keys(), "a decode waits for somebody's prefill"
+    for chunk in plan.chunks:
+        check_facts(chunk, view)
     check_room(plan, view, policy)
+
+
+def check_facts(chunk: Chunk, view: View) -> None:
+    """Assert what a chunk says about its request, which the engine takes at its word."""
+    request = chunk.request
+    assert chunk.new_blocks == view.pool.blocks_needed(request, chunk.num_tokens)
+    assert chunk.complete == (chunk.num_tokens == request.num_pending)
+    assert chunk.decodes == (bool(request.output) and (request.num_pending == 1 or not view.pool.enabled))
 
 
 def check_room(plan: StepPlan, view: View, policy: Policy) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knee.engine.detokenize import Detokenizer
+from knee.engine.detokenize import Detokenizer, Spelling
 
 LAW = settings(deadline=None, max_examples=150)
 # Few characters of every length in UTF-8, so that stop strings are found and are cut by tokens.
@@ -31,7 +31,7 @@ def pieces_of(draw: st.DrawFn, data: bytes) -> list[bytes]:
 
 
 def stream(pieces: list[bytes], stop: tuple[str, ...] = ()) -> tuple[list[str], bool]:
-    detokenizer = Detokenizer(Tokens(pieces), stop)
+    detokenizer = Detokenizer(Spelling(Tokens(pieces)), stop)
     deltas = [detokenizer.push(token_id) for token_id in range(len(pieces))]
     return [*deltas, detokenizer.flush()], detokenizer.finished
 
@@ -80,7 +80,7 @@ def test_without_stop_strings_a_character_comes_out_as_soon_as_it_is_whole(data:
 @LAW
 @given(TEXT, STOPS)
 def test_only_what_may_begin_a_stop_string_is_held_back(text: str, stop: tuple[str, ...]) -> None:
-    detokenizer, shown = Detokenizer(Tokens([char.encode() for char in text]), stop), ""
+    detokenizer, shown = Detokenizer(Spelling(Tokens([char.encode() for char in text])), stop), ""
     for token_id in range(len(text)):
         shown += detokenizer.push(token_id)
         if detokenizer.finished:
@@ -105,7 +105,7 @@ def test_the_stop_string_that_is_complete_first_ends_the_text() -> None:
 
 
 def test_nothing_comes_after_the_stop_string() -> None:
-    detokenizer = Detokenizer(Tokens(["stop汉".encode()[:-1], b"more"]), ("stop",))
+    detokenizer = Detokenizer(Spelling(Tokens(["stop汉".encode()[:-1], b"more"])), ("stop",))
     assert detokenizer.push(0) == ""
     assert detokenizer.finished
     assert detokenizer.push(1) + detokenizer.flush() == ""

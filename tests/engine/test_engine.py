@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from knee.devices.base import Span, SpanOutput
 from knee.engine.engine import Engine
 from knee.engine.kv import KVManager
 from knee.engine.policies import make_policy
@@ -180,6 +183,63 @@ def test_an_aborted_request_keeps_the_text_that_was_held_back() -> None:
     assert request.text == ""
     engine.abort(request)
     assert request.text == letter
+
+
+class Asked(Spelled):
+    """Counts how often it is asked for each token."""
+
+    def __init__(self) -> None:
+        self.times: Counter[int] = Counter()
+
+    def token_bytes(self, token_id: int) -> bytes:
+        self.times[token_id] += 1
+        return super().token_bytes(token_id)
+
+
+def test_the_tokenizer_is_asked_once_for_each_token() -> None:
+    engine = make_engine(batch=3)
+    engine.tokenizer = asked = Asked()
+    requests = [engine.submit([1, 2, 3 + i], SamplingParams(max_new_tokens=30)) for i in range(5)]
+    finish(engine)
+    made = {token for request in requests for token in request.output}
+    assert asked.times == Counter(made)
+    for request in requests:
+        assert request.text == "".join(chr(ord("a") + token % 26) for token in request.output)
+
+
+def calls_in_a_decode_step(batch: int) -> int:
+    """Calls of Python and built-in functions in a step that needs no new block, the device's own left out."""
+    engine = make_engine(batch=batch, blocks=batch, block_size=64)
+    engine.tokenizer = Spelled()
+    for _ in range(batch):
+        engine.submit([1, 2, 3], SamplingParams(max_new_tokens=20))
+    engine.step()
+    calls: list[str] = []
+    engine.device = Canned([SpanOutput(token=7)] * batch)
+    engine.step()
+    sys.setprofile(lambda _frame, event, _argument: calls.append(event))
+    engine.step()
+    sys.setprofile(None)
+    assert all(len(request.output) == 3 for request in engine.running)
+    return calls.count("call") + calls.count("c_call")
+
+
+class Canned(FakeDevice):
+    """Gives the same answer to every batch."""
+
+    def __init__(self, outputs: list[SpanOutput]) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def execute(self, _batch: Sequence[Span]) -> list[SpanOutput]:
+        return self.outputs
+
+
+def test_a_decode_step_makes_few_calls() -> None:
+    one, seventeen = calls_in_a_decode_step(1), calls_in_a_decode_step(17)
+    each = (seventeen - one) / 16
+    assert each <= 24  # 21 in Python 3.11
+    assert one - each <= 36  # 30
 
 
 def test_whatever_the_device_raises_no_request_is_left_behind() -> None:

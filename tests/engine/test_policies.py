@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from knee.engine.kv import KVManager
 from knee.engine.policies import POLICIES, Continuous, Dynamic, Single, Static, make_policy
-from knee.engine.policies.base import View
+from knee.engine.policies.base import Admission, View
 from knee.engine.types import Request
 from knee.errors import UserError
 from tests.engine.fake_engine import FakeEngine, make_request
@@ -189,6 +189,23 @@ def test_a_long_queue_is_not_walked(name: str) -> None:
     waiting = WatchedQueue(make_request(id) for id in range(1000))
     policy.plan(View(0.0, waiting, [], KVManager(ROOMY, 16), more_expected=True))
     assert waiting.seen <= policy.max_batch_size + 1
+
+
+class Asked(Continuous):
+    """Counts how often it is asked who joins."""
+
+    times = 0
+
+    def admit(self, view: View) -> Admission:
+        self.times += 1
+        return super().admit(view)
+
+
+def test_a_policy_is_asked_only_while_somebody_waits_and_a_slot_is_free() -> None:
+    requests = [make_request(0, new=9), make_request(1, new=4), make_request(2, new=3)]
+    engine = FakeEngine.of(Asked(2), KVManager(ROOMY, 16), *requests).run()
+    assert isinstance(engine.policy, Asked)
+    assert (len(engine.steps), engine.policy.times) == (9, 2)
 
 
 # --- each policy as its definition says ---------------------------------------------------------------

@@ -7,6 +7,8 @@ text comes out as soon as it is certain and no sooner. Knows bytes and strings, 
 from __future__ import annotations
 
 import codecs
+from collections.abc import Callable
+from functools import cache
 from typing import Protocol
 
 
@@ -17,6 +19,28 @@ class TokenBytes(Protocol):
         """The raw bytes of a token, perhaps half a character; b"" for a special token."""
 
 
+class Spelling:
+    """What each token spells, for all requests of an engine: the tokenizer is asked once for each token.
+
+    `bytes_of` gives a token's bytes; `text_of` its text, or None where it ends in half a character. Both keep what
+    they were asked for, which is never more than the vocabulary.
+    """
+
+    def __init__(self, tokenizer: TokenBytes) -> None:
+        self.bytes_of: Callable[[int], bytes] = cache(tokenizer.token_bytes)
+        self.text_of: Callable[[int], str | None] = cache(self._text_of)
+
+    def _text_of(self, token_id: int) -> str | None:
+        text, rest = _decode(self.bytes_of(token_id))
+        return None if rest else text
+
+
+def _decode(data: bytes) -> tuple[str, bytes]:
+    """The whole characters, and the beginning of another one."""
+    text, used = codecs.utf_8_decode(data, "replace")
+    return text, data[used:]
+
+
 class Detokenizer:
     """The text of one request as it grows.
 
@@ -25,11 +49,13 @@ class Detokenizer:
     bytes are spread over tokens.
     """
 
-    def __init__(self, tokenizer: TokenBytes, stop: tuple[str, ...] = ()) -> None:
+    __slots__ = ("_held", "_partial", "_spelling", "_stop", "finished")
+
+    def __init__(self, spelling: Spelling, stop: tuple[str, ...] = ()) -> None:
         self.finished = False
-        self._tokenizer = tokenizer
+        self._spelling = spelling
         self._stop = stop
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._partial = b""  # the beginning of a character
         self._held = ""  # whole characters that may yet turn out to begin a stop string
 
     def push(self, token_id: int) -> str:
@@ -37,12 +63,15 @@ class Detokenizer:
 
         Bytes that are no UTF-8 become U+FFFD; bytes that may still become a character wait.
         """
-        return self._settle(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
+        text = self._spelling.text_of(token_id)
+        if text is None or self._partial:
+            text, self._partial = _decode(self._partial + self._spelling.bytes_of(token_id))
+        return self._settle(text) if self._stop else text
 
     def flush(self) -> str:
         """The request has ended: what was held back is text after all, and half a character becomes U+FFFD."""
-        text = self._settle(self._decoder.decode(b"", final=True)) + self._held
-        self._held = ""
+        text = self._settle(self._partial.decode(errors="replace")) + self._held
+        self._partial, self._held = b"", ""
         return text
 
     def _settle(self, new: str) -> str:

@@ -11,15 +11,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 
 from knee.devices.base import Device, Span, SpanOutput, Want
-from knee.engine.detokenize import Detokenizer, TokenBytes
+from knee.engine.detokenize import Detokenizer, Spelling, TokenBytes
 from knee.engine.kv import KVManager
 from knee.engine.policies.base import Policy, View
-from knee.engine.sampling import Choice, Sampler, needs_logits
+from knee.engine.sampling import Sampler, needs_logits
 from knee.engine.types import (
-    Chunk,
+    Candidate,
     FinishReason,
     Request,
     SamplingParams,
@@ -35,8 +36,9 @@ Clock = Callable[[], float]
 
 @dataclass(slots=True, eq=False)
 class _Side:
-    """What the engine keeps beside a request: its sampler and its text."""
+    """What the engine keeps beside a request: who chooses its tokens, and its text."""
 
+    want: Want  # TOKEN: the device chooses; LOGITS: the sampler does
     sampler: Sampler | None
     detokenizer: Detokenizer | None
 
@@ -70,12 +72,12 @@ class Engine:
         if not plan.chunks:
             return StepResult(wake_at=plan.wake_at)
         batch = self._prepare(plan, started)
+        slots = len(self.running)
         before = self.clock()
         outputs = self._execute(batch, plan)
         after = self.clock()
-        counts = _Counts.of(plan, self)
         events = self._apply(plan, outputs, after)
-        return StepResult(events, counts.finish(self, started, after - before))
+        return StepResult(events, self._stats(plan, slots, started, after - before))
 
     def submit(
         self, prompt: Sequence[int], params: SamplingParams | None = None, scheduled_at: float | None = None
@@ -89,9 +91,11 @@ class Engine:
         now = self.clock()
         due = now if scheduled_at is None else scheduled_at
         request = Request(next(self._ids), tuple(prompt), params, scheduled_at=due, sent_at=now)
+        sampler = Sampler(params, request.prompt) if needs_logits(params) else None
         self._sides[request.id] = _Side(
-            Sampler(params, request.prompt) if needs_logits(params) else None,
-            Detokenizer(self.tokenizer, params.stop) if self.tokenizer else None,
+            Want.LOGITS if sampler else Want.TOKEN,
+            sampler,
+            Detokenizer(self._spelling, params.stop) if self.tokenizer else None,
         )
         self.waiting.append(request)
         return request
@@ -115,6 +119,12 @@ class Engine:
                 time.sleep(max(0.0, (result.wake_at or 0.0) - self.clock()))
             yield result
 
+    @cached_property
+    def _spelling(self) -> Spelling:
+        """Made with the first request, for all of them."""
+        assert self.tokenizer is not None
+        return Spelling(self.tokenizer)
+
     # --- plan -> batch -------------------------------------------------------------------------------------------
 
     def _view(self, now: float) -> View:
@@ -127,11 +137,18 @@ class Engine:
         for request in plan.admit:
             self.waiting.remove(request)
             self.running.append(request)
+        spans = []
         for chunk in plan.chunks:
-            self.kv.allocate(chunk.request, chunk.num_tokens)
-            if chunk.request.prefill_start is None:
-                chunk.request.prefill_start = now
-        return [self._span(chunk) for chunk in plan.chunks]
+            request = chunk.request
+            if chunk.new_blocks:
+                self.kv.allocate(request, chunk.num_tokens)
+            if request.prefill_start is None:
+                request.prefill_start = now
+            start = request.num_cached
+            tokens = request.tokens(start, start + chunk.num_tokens)
+            want = self._sides[request.id].want if chunk.complete else Want.NOTHING
+            spans.append(Span(tokens, start, request.block_table, want))
+        return spans
 
     def _preempt(self, request: Request) -> None:
         """Back to the queue, in front of all who never ran, in the order of arrival among the preempted."""
@@ -140,17 +157,6 @@ class Engine:
         request.num_preemptions += 1
         behind = sum(other.num_preemptions > 0 and other.id < request.id for other in self.waiting)
         self.waiting.insert(behind, request)
-
-    def _span(self, chunk: Chunk) -> Span:
-        request = chunk.request
-        start = request.num_cached
-        tokens = request.tokens(start, start + chunk.num_tokens)
-        return Span(tokens, start, request.block_table, self._want(chunk))
-
-    def _want(self, chunk: Chunk) -> Want:
-        if chunk.num_tokens < chunk.request.num_pending:
-            return Want.NOTHING
-        return Want.TOKEN if self._sides[chunk.request.id].sampler is None else Want.LOGITS
 
     def _execute(self, batch: list[Span], plan: StepPlan) -> list[SpanOutput]:
         """Run the step; if the device fails, its requests end with an error instead of vanishing."""
@@ -166,44 +172,46 @@ class Engine:
 
     def _apply(self, plan: StepPlan, outputs: list[SpanOutput], now: float) -> tuple[TokenEvent, ...]:
         events = []
-        for chunk, output in zip(plan.chunks, outputs, strict=True):
+        assert len(outputs) == len(plan.chunks)
+        for chunk, output in zip(plan.chunks, outputs):  # noqa: B905  strict takes as long as two requests
             request = chunk.request
-            complete = chunk.num_tokens == request.num_pending
             if self.kv.enabled:
                 request.num_cached += chunk.num_tokens
-            if complete:
-                events.append(self._give(request, self._choose(request, output), now))
+            if chunk.complete:
+                events.append(self._give(request, output, now))
         return tuple(events)
 
-    def _choose(self, request: Request, output: SpanOutput) -> Choice:
-        sampler = self._sides[request.id].sampler
-        if sampler is None:
-            assert output.token is not None
-            return Choice(output.token)
-        assert output.logits is not None
-        return sampler.choose(output.logits[-1], request.output)
-
-    def _give(self, request: Request, choice: Choice, now: float) -> TokenEvent:
-        """Append one token, its text, and end the request where it ends."""
-        request.output.append(choice.token_id)
+    def _give(self, request: Request, output: SpanOutput, now: float) -> TokenEvent:
+        """Append the next token and its text, and end the request where it ends."""
+        side = self._sides[request.id]
+        token_id = output.token
+        logprob: float | None = None
+        top: tuple[Candidate, ...] = ()
+        if side.sampler is not None:
+            assert output.logits is not None
+            choice = side.sampler.choose(output.logits[-1], request.output)
+            token_id, logprob, top = choice.token_id, choice.logprob, choice.top
+        assert token_id is not None
+        request.output.append(token_id)
         request.token_times.append(now)
         if request.first_token_at is None:
             request.first_token_at = now
-        detokenizer = self._sides[request.id].detokenizer
-        is_eos = choice.token_id in self.eos_token_ids and not request.params.ignore_eos
-        text = detokenizer.push(choice.token_id) if detokenizer and not is_eos else ""
+        detokenizer = side.detokenizer
+        is_eos = token_id in self.eos_token_ids and not request.params.ignore_eos
+        text = detokenizer.push(token_id) if detokenizer is not None and not is_eos else ""
         reason = self._reason(request, is_eos, detokenizer)
-        if reason and detokenizer and reason is not FinishReason.STOP:
-            text += detokenizer.flush()
-        request.text += text
-        if reason:
+        if reason is not None:
+            if detokenizer is not None and reason is not FinishReason.STOP:
+                text += detokenizer.flush()
             self._leave(request, reason, now)
-        return TokenEvent(request, choice.token_id, text, now, choice.logprob, choice.top, reason)
+        if text:
+            request.pieces.append(text)
+        return TokenEvent(request, token_id, text, now, logprob, top, reason)
 
     def _reason(self, request: Request, is_eos: bool, detokenizer: Detokenizer | None) -> FinishReason | None:
         if is_eos:
             return FinishReason.EOS
-        if detokenizer and detokenizer.finished:
+        if detokenizer is not None and detokenizer.finished:
             return FinishReason.STOP
         if len(request.output) >= request.params.max_new_tokens:
             return FinishReason.LENGTH
@@ -214,9 +222,24 @@ class Engine:
         self.kv.release(request)
         detokenizer = self._sides.pop(request.id).detokenizer
         if detokenizer and reason in (FinishReason.ABORTED, FinishReason.ERROR):
-            request.text += detokenizer.flush()
+            request.pieces.append(detokenizer.flush())
         request.finish_reason = reason
         request.finished_at = now
+
+    def _stats(self, plan: StepPlan, slots: int, started: float, device_time: float) -> StepStats:
+        """What the step did. Called last in it, and the clock is read last here: the duration holds all of it."""
+        prefill = [chunk.num_tokens for chunk in plan.chunks if not chunk.decodes]
+        return StepStats(
+            started_at=started,
+            device_time=device_time,
+            prefill_tokens=sum(prefill),
+            decode_rows=len(plan.chunks) - len(prefill),
+            kv_tokens=sum([request.num_cached for request in self.running]),
+            waiting=len(self.waiting),
+            batch_size=slots,
+            preempted=len(plan.preempt),
+            duration=self.clock() - started,
+        )
 
     # --- bad requests --------------------------------------------------------------------------------------------
 
@@ -240,38 +263,3 @@ class Engine:
             )
         if params.stop and self.tokenizer is None:
             raise RequestError("stop strings need a tokenizer, and this model was loaded without one")
-
-
-@dataclass(frozen=True, slots=True)
-class _Counts:
-    """A step's work, counted before its tokens change the requests."""
-
-    prefill_tokens: int
-    decode_rows: int
-    batch_size: int
-    preempted: int
-
-    @classmethod
-    def of(cls, plan: StepPlan, engine: Engine) -> _Counts:
-        tokens = sum(chunk.num_tokens for chunk in plan.chunks)
-        decode = [c.num_tokens for c in plan.chunks if _decodes(c.request, engine.kv.enabled)]
-        return cls(tokens - sum(decode), len(decode), len(engine.running), len(plan.preempt))
-
-    def finish(self, engine: Engine, started: float, device_time: float) -> StepStats:
-        """Called last in a step, so that its duration holds all of it."""
-        return StepStats(
-            started_at=started,
-            duration=engine.clock() - started,
-            device_time=device_time,
-            prefill_tokens=self.prefill_tokens,
-            decode_rows=self.decode_rows,
-            kv_tokens=sum(request.num_cached for request in engine.running),
-            waiting=len(engine.waiting),
-            batch_size=self.batch_size,
-            preempted=self.preempted,
-        )
-
-
-def _decodes(request: Request, kv_enabled: bool) -> bool:
-    """Whether a request's chunk is a decode step; with the cache off that one runs the whole prefix again."""
-    return request.is_decoding if kv_enabled else bool(request.output)

@@ -7,6 +7,7 @@ clock. Nothing here knows tensors, text or statistics.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -87,7 +88,7 @@ class Request:
     sent_at: float  # when the engine got it
 
     output: list[int] = field(default_factory=list)
-    text: str = ""
+    pieces: list[str] = field(default_factory=list)  # of its text, in order
     num_cached: int = 0
     block_table: list[int] = field(default_factory=list)
     num_preemptions: int = 0
@@ -99,6 +100,11 @@ class Request:
     token_times: list[float] = field(default_factory=list)
 
     @property
+    def text(self) -> str:
+        """What it says so far, as far as it is certain."""
+        return "".join(self.pieces)
+
+    @property
     def num_tokens(self) -> int:
         """Length of the prefix: prompt and output."""
         return len(self.prompt) + len(self.output)
@@ -106,35 +112,37 @@ class Request:
     @property
     def num_pending(self) -> int:
         """Tokens that must run before the next one can be chosen; 1 in decode."""
-        return self.num_tokens - self.num_cached
+        return len(self.prompt) + len(self.output) - self.num_cached
 
     @property
     def most_cached(self) -> int:
         """Tokens that its keys and values may take in the end; those of the last new token are never needed."""
         return len(self.prompt) + self.params.max_new_tokens - 1
 
-    @property
-    def is_decoding(self) -> bool:
-        """Whether the next step of this request is a decode step."""
-        return bool(self.output) and self.num_pending == 1
-
-    def tokens(self, start: int, stop: int) -> tuple[int, ...]:
-        """Tokens `start` to `stop` (exclusive) of the prefix."""
+    def tokens(self, start: int, stop: int) -> Sequence[int]:
+        """Tokens `start` to `stop` (exclusive) of the prefix; a copy."""
         n = len(self.prompt)
         if start >= n:
-            return tuple(self.output[start - n : stop - n])
+            return self.output[start - n : stop - n]
         return self.prompt[start:stop] + tuple(self.output[: max(0, stop - n)])
 
 
-@dataclass(frozen=True, slots=True)
+# What is made anew in every step is not frozen, because a frozen dataclass takes five times as long to make. Nobody
+# changes it all the same.
+
+
+@dataclass(slots=True)
 class Chunk:
     """Run the next `num_tokens` pending tokens of a request in this step."""
 
     request: Request
     num_tokens: int
+    new_blocks: int  # that its table has to grow by before; in decode mostly none
+    complete: bool  # these are all that are pending, so that the next token can be chosen
+    decodes: bool  # this is a decode step; with the cache off, that one runs the whole prefix again
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepPlan:
     """What a policy wants done in one step; an empty one means: nothing to run before `wake_at`.
 
@@ -156,7 +164,7 @@ class Candidate:
     logprob: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TokenEvent:
     """One new token of one request. `text` is what became readable with it (whole characters only)."""
 
@@ -169,7 +177,7 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepStats:
     """What one engine step did. Times in seconds of the engine's clock."""
 
@@ -189,7 +197,7 @@ class StepStats:
         return self.duration - self.device_time
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepResult:
     """What `Engine.step` returns. `stats` is None if nothing ran; then come back at `wake_at` or on a new request."""
 

@@ -43,7 +43,7 @@ class Pool(Protocol):
         """Blocks to add to the request's table before its next `num_tokens` tokens can run (cache off: 0)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, as all that is made anew in every step
 class View:
     """What a policy sees before a step."""
 
@@ -85,14 +85,17 @@ class Policy(ABC):
 
     @abstractmethod
     def admit(self, view: View) -> Admission:
-        """Decide who joins. `count` may be too large: free slots and the pool limit it further in `plan`."""
+        """Decide who joins; asked where somebody waits and a slot is free.
+
+        `count` may be too large: free slots and the pool limit it further in `plan`.
+        """
 
     def plan(self, view: View) -> StepPlan:
         """The next step: who gives way (youngest first), who joins, who runs how many tokens."""
         step = _Step(view.pool, self.max_batched_tokens)
         step.serve(view.running)
-        if step.preempted:
-            return StepPlan(preempt=tuple(step.preempted), chunks=tuple(step.chunks))
+        if step.preempted or not view.waiting or len(view.running) >= self.max_batch_size:
+            return StepPlan(tuple(step.preempted), (), tuple(step.chunks))
 
         admission = self.admit(view)
         joining = self._joining(view, admission.count)
@@ -107,7 +110,7 @@ class Policy(ABC):
         to lose it again.
         """
         slots = min(count, self.max_batch_size - len(view.running))
-        if slots < 1 or not view.waiting:
+        if slots < 1:
             return []
         needed = view.pool.blocks_needed
         room = view.pool.free_blocks - sum(needed(request, request.num_pending) for request in view.running)
@@ -137,6 +140,8 @@ def require_whole(what: str, value: int) -> None:
 class _Step:
     """A step in the making: its chunks, who gives way, and what is left of the token budget and the pool."""
 
+    __slots__ = ("_blocks", "_budget", "_pool", "chunks", "preempted")
+
     def __init__(self, pool: Pool, budget: int) -> None:
         self.chunks: list[Chunk] = []
         self.preempted: list[Request] = []
@@ -152,14 +157,16 @@ class _Step:
         line = deque(requests)
         while line:
             request = line.popleft()
-            num_tokens = min(request.num_pending, self._budget)
+            pending = request.num_pending
+            num_tokens = pending if pending < self._budget else self._budget
             blocks = self._pool.blocks_needed(request, num_tokens)
             while blocks > self._blocks and line:
                 self._preempt(line.pop())
             if blocks > self._blocks:
                 self._preempt(request)
             elif num_tokens:
-                self.chunks.append(Chunk(request, num_tokens))
+                decodes = bool(request.output) and (pending == 1 or not self._pool.enabled)
+                self.chunks.append(Chunk(request, num_tokens, blocks, num_tokens == pending, decodes))
                 self._blocks -= blocks
                 self._budget -= num_tokens
 
