@@ -294,7 +294,7 @@ def make_row(case: Case, speed: Speed) -> Row:
 def make_table(model: str, rows: Sequence[Row]) -> Table:
     """One model's lines."""
     columns = ("work", "weights", "tokens/s", "ms/step", "spread", "host", "limit ms", "of the limit", "limit is")
-    table = Table(*columns, title=f"{model}: medians of {len(rows[0].samples)} rounds")
+    table = Table(*columns, title=f"{model}, rounds: {len(rows[0].samples)}")
     before = ""
     for row in rows:
         work = f"decode {row.batch}" if row.work == "decode" else f"prefill {row.rows}"

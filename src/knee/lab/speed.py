@@ -5,7 +5,9 @@ arithmetic rate instead; the batch size where the two meet is the knee.
 
 Each speed is measured in several ways, and the fastest is taken for the machine's: knee's native kernels where the
 extension is there, and what NumPy reaches. Without the extension NumPy's speeds are all there is: a lower bound of
-the machine, and no int8 or int4, which NumPy has no fast product of.
+the machine, and no int8 or int4, which NumPy has no fast product of. A native rate of arithmetic is what the device's
+own inner loop reaches in the first cache, with the instruction set in use: a bound of these kernels, and not of what
+the processor could do with better ones.
 """
 
 from __future__ import annotations
