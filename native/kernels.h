@@ -10,7 +10,7 @@
 
 namespace knee {
 
-enum class Keep : std::uint8_t { float32, bfloat16, int8, int4 };       // how a matrix is kept
+enum class Keep : std::uint8_t { float32, bfloat16, int8, int8_minimum, int4 };  // how a matrix is kept
 enum class KVType : std::uint8_t { float32, bfloat16, float16 };        // how keys and values are kept
 enum class Activation : std::uint8_t { none, silu, gelu_tanh, relu };
 enum class NormKind : std::uint8_t { rms, layer };
@@ -26,6 +26,7 @@ inline constexpr int kInputLimit = 127 * 128;
 //   float32   [input][output]
 //   bfloat16  [input / 2][output][2]
 //   int8      for each group: scale[output] (half), then [input / pack][output][pack]
+//   int8_minimum  the same with minimum[output] (half) after the scales: holds stored 4-bit blocks without loss
 //   int4      for each group: scale[output], minimum[output] (half), then [input / 2 pack][output][pack] with the
 //             inputs of the first half in the low nibbles and those of the second half in the high ones
 struct Matrix {
@@ -121,10 +122,13 @@ inline std::size_t panel_bytes(Keep keep, int inputs, int panel) {
         case Keep::float32: return elements * 4;
         case Keep::bfloat16: return elements * 2;
         case Keep::int8: return elements + groups * 2;
+        case Keep::int8_minimum: return elements + groups * 4;
         case Keep::int4: return elements / 2 + groups * 4;
     }
     return 0;
 }
+
+inline bool in_integers(Keep keep) { return keep != Keep::float32 && keep != Keep::bfloat16; }
 
 inline int round_up(int value, int to) { return (value + to - 1) / to * to; }
 

@@ -61,6 +61,9 @@ Model::Model(const Kernels& kernels, int threads, Keep keep, int heads, int kv_h
 
 int Model::add_matrix(const std::vector<Part>& parts, Keep keep) {
     if (parts.empty()) throw std::invalid_argument("a matrix of no parts");
+    // Blocks with a minimum keep their values in 8 bits, too, if they keep it.
+    bool const steps = std::any_of(parts.begin(), parts.end(), [](const Part& part) { return part.storage == Storage::q4_1; });
+    if (keep == Keep::int8 && steps) keep = Keep::int8_minimum;
     int const width = kernels_.panel;
     int const inputs = round_up(static_cast<int>(parts.front().inputs()), kGroup);
     std::size_t const bytes = panel_bytes(keep, inputs, width);

@@ -113,7 +113,7 @@ nb::tuple execute(Model& model, nb::list batch) {
         if (spans.back().want >= Want::logits) rows += spans.back().outputs();
     }
     std::size_t const vocabulary = model.vocabulary();
-    auto logits = std::make_unique_for_overwrite<float[]>(rows * vocabulary);
+    std::unique_ptr<float[]> logits(rows ? new float[rows * vocabulary] : nullptr);
     std::vector<std::int32_t> tokens;
     {
         nb::gil_scoped_release const released;

@@ -103,6 +103,7 @@ struct Group8 {
     std::int8_t q[kGroup] = {};
 };
 
+// Whole numbers from 0 on, of 4 bits each or (to be read faster) of 8.
 struct Group4 {
     Scale scale, minimum;
     std::uint8_t q[kGroup] = {};
@@ -112,25 +113,6 @@ struct Group4 {
 float nearest(float value) { return (value + 12582912.0f) - 12582912.0f; }
 
 std::int8_t bounded(float value) { return static_cast<std::int8_t>(std::clamp(nearest(value), -127.0f, 127.0f)); }
-
-// 4-bit values d q + m lie on a line of steps d. With a step of d / k they keep their places, and only the common
-// distance k m / d to a whole number is lost: take the k, as far as 8 bits reach, that loses least.
-Group8 from_steps(const Block& block) {
-    float const offset = block.minimum / block.scale;
-    float const reach = std::max({std::fabs(offset), std::fabs(offset + 15.0f), 1.0f});
-    int const most = static_cast<int>(126.0f / reach);
-    int best = 1;
-    float least = 1.0f;
-    for (int k = 1; k <= most; ++k) {
-        float const whole = static_cast<float>(k) * offset, lost = std::fabs(whole - nearest(whole)) / static_cast<float>(k);
-        best = lost < least ? k : best;
-        least = std::min(lost, least);
-    }
-    Group8 group{Scale(block.scale / static_cast<float>(best)), {}};
-    int const moved = static_cast<int>(nearest(static_cast<float>(best) * offset));
-    for (int i = 0; i < kGroup; ++i) group.q[i] = static_cast<std::int8_t>(best * block.q[i] + moved);
-    return group;
-}
 
 Group8 from_values8(const float* values, int count) {
     float most = 0.0f;
@@ -151,24 +133,17 @@ Group4 from_values4(const float* values, int count) {
 }
 
 Packed read_group(const Part& part, std::int64_t output, int first, int count, Group8& group) {
-    if (block_bytes(part.storage)) {
+    if (part.storage == Storage::q8_0 || part.storage == Storage::q4_0) {
         Block const block = read_block(part, output, first / kGroup);
-        if (!std::isfinite(block.scale) || !std::isfinite(block.minimum)) return Packed::not_finite;
-        if (part.storage != Storage::q4_1) {
-            group.scale = Scale(block.scale);
-            std::memcpy(group.q, block.q, kGroup);
-            return group.scale.fits() ? Packed::sound : Packed::too_large;
-        }
-        // Where the minimum dwarfs the steps, 8 bits cannot hold them: the values are rounded like any others.
-        if (std::fabs(block.scale) * 100 > std::fabs(block.minimum)) {
-            group = from_steps(block);
-            return group.scale.fits() ? Packed::sound : Packed::too_large;
-        }
+        if (!std::isfinite(block.scale)) return Packed::not_finite;
+        group.scale = Scale(block.scale);
+        std::memcpy(group.q, block.q, kGroup);
+    } else {
+        float values[kGroup];
+        read_values(part, output, first, count, values);
+        if (!finite(values, count)) return Packed::not_finite;
+        group = from_values8(values, count);
     }
-    float values[kGroup];
-    read_values(part, output, first, count, values);
-    if (!finite(values, count)) return Packed::not_finite;
-    group = from_values8(values, count);
     return group.scale.fits() ? Packed::sound : Packed::too_large;
 }
 
@@ -201,21 +176,22 @@ void put(const Group8* groups, int width, int pack, std::uint8_t* out) {
             for (int j = 0; j < pack; ++j) *out++ = static_cast<std::uint8_t>(groups[n].q[i + j]);
 }
 
-void put(const Group4* groups, int width, int pack, std::uint8_t* out) {
+template <bool Bytes>
+void put_with_minimum(const Group4* groups, int width, int pack, std::uint8_t* out) {
     for (int n = 0; n < width; ++n) {
         std::memcpy(out + 2 * n, &groups[n].scale.stored, 2);
         std::memcpy(out + 2 * (width + n), &groups[n].minimum.stored, 2);
     }
     out += 4 * width;
-    for (int i = 0; i < kGroup; i += 2 * pack)
+    for (int i = 0; i < kGroup; i += Bytes ? pack : 2 * pack)
         for (int n = 0; n < width; ++n)
             for (int j = 0; j < pack; ++j)
-                *out++ = static_cast<std::uint8_t>(groups[n].q[i + j] | groups[n].q[i + pack + j] << 4);
+                *out++ = Bytes ? groups[n].q[i + j] : static_cast<std::uint8_t>(groups[n].q[i + j] | groups[n].q[i + pack + j] << 4);
 }
 
-template <class Group>
-Packed pack_integers(const Part& part, std::int64_t first, int outputs, int width, int pack, int inputs, std::uint8_t* out) {
-    std::size_t const group_bytes = panel_bytes(std::is_same_v<Group, Group8> ? Keep::int8 : Keep::int4, kGroup, width);
+template <class Group, class Put>
+Packed pack_integers(const Part& part, Keep keep, std::int64_t first, int outputs, int width, int inputs, Put put, std::uint8_t* out) {
+    std::size_t const group_bytes = panel_bytes(keep, kGroup, width);
     std::vector<Group> groups(width);
     for (int k = 0; k < inputs; k += kGroup, out += group_bytes) {
         int const count = static_cast<int>(std::min<std::int64_t>(kGroup, part.inputs() - k));
@@ -223,7 +199,7 @@ Packed pack_integers(const Part& part, std::int64_t first, int outputs, int widt
             Packed const how = read_group(part, first + n, k, count, groups[n]);
             if (how != Packed::sound) return how;
         }
-        put(groups.data(), width, pack, out);
+        put(groups.data(), out);
     }
     return Packed::sound;
 }
@@ -266,16 +242,21 @@ void Part::check() const {
 Packed pack_panel(const Part& part, Keep keep, int panel, int width, int pack, int inputs, std::uint8_t* out) {
     std::int64_t const first = part.begin + static_cast<std::int64_t>(panel) * width;
     int const outputs = static_cast<int>(std::min<std::int64_t>(width, part.end - first));
-    if (keep == Keep::int8) return pack_integers<Group8>(part, first, outputs, width, pack, inputs, out);
-    if (keep == Keep::int4) return pack_integers<Group4>(part, first, outputs, width, pack, inputs, out);
+    auto integers = [&]<class Group>(auto put_groups) {
+        auto const put_here = [&](const Group* groups, std::uint8_t* to) { put_groups(groups, width, pack, to); };
+        return pack_integers<Group>(part, keep, first, outputs, width, inputs, put_here, out);
+    };
+    if (keep == Keep::int8) return integers.template operator()<Group8>(put);
+    if (keep == Keep::int8_minimum) return integers.template operator()<Group4>(put_with_minimum<true>);
+    if (keep == Keep::int4) return integers.template operator()<Group4>(put_with_minimum<false>);
     return pack_numbers(part, keep, first, outputs, width, inputs, out);
 }
 
 void unpack_row(const Matrix& w, int width, int pack, int output, int count, float* out) {
     const std::uint8_t* const panel = w.panels + output / width * w.panel_bytes;
     int const n = output % width;
-    bool const four = w.keep == Keep::int4;
-    std::size_t const group_bytes = four ? width * (kGroup / 2 + 4) : width * (kGroup + 2);
+    bool const minimum = w.keep == Keep::int4 || w.keep == Keep::int8_minimum;
+    std::size_t const group_bytes = panel_bytes(w.keep, kGroup, width);
     for (int k = 0; k < count; ++k) {
         if (w.keep == Keep::float32) {
             std::memcpy(&out[k], panel + (static_cast<std::size_t>(k) * width + n) * 4, 4);
@@ -285,15 +266,13 @@ void unpack_row(const Matrix& w, int width, int pack, int output, int count, flo
             out[k] = bf16_to_float(half);
         } else {
             const std::uint8_t* const group = panel + k / kGroup * group_bytes;
-            float const scale = half_at(group + 2 * n) / kScaleGain;
+            const std::uint8_t* const numbers = group + (minimum ? 4 : 2) * width;
             int const i = k % kGroup;
-            if (four) {
-                int const byte = group[4 * width + (i / (2 * pack) * width + n) * pack + i % pack];
-                int const q = i % (2 * pack) < pack ? byte & 15 : byte >> 4;
-                out[k] = scale * static_cast<float>(q) + half_at(group + 2 * (width + n)) / kScaleGain;
-            } else {
-                out[k] = scale * static_cast<float>(static_cast<std::int8_t>(group[2 * width + place(i, n, width, pack)]));
-            }
+            int q = w.keep == Keep::int4 ? numbers[(i / (2 * pack) * width + n) * pack + i % pack] : numbers[place(i, n, width, pack)];
+            if (w.keep == Keep::int4) q = i % (2 * pack) < pack ? q & 15 : q >> 4;
+            else if (w.keep == Keep::int8) q = static_cast<std::int8_t>(q);
+            out[k] = half_at(group + 2 * n) / kScaleGain * static_cast<float>(q);
+            if (minimum) out[k] += half_at(group + 2 * (width + n)) / kScaleGain;
         }
     }
 }

@@ -43,17 +43,17 @@ struct Work {
 
 double read_bandwidth(const Kernels& kernels, int threads, std::size_t bytes) {
     Pages const memory(bytes, true);
-    std::memset(memory.data(), 1, bytes);
     ThreadPool pool(threads);
+    std::size_t const part = bytes / threads / 4096 * 4096;
+    pool.run([&](int thread) { std::memset(memory.data() + thread * part, 1, part); });  // near its reader
     std::atomic<std::uint64_t> kept{0};
     double best = 0.0;
     for (int pass = 0; pass < kPasses; ++pass) {
         double const start = now();
         pool.run([&](int thread) {
-            std::size_t const part = bytes / threads / 4096 * 4096;
             kept += kernels.read(memory.data() + thread * part, part);
         });
-        best = std::max(best, static_cast<double>(bytes / threads / 4096 * 4096 * threads) / (now() - start));
+        best = std::max(best, static_cast<double>(part * threads) / (now() - start));
     }
     return best;
 }

@@ -24,8 +24,6 @@ inline F sub(F a, F b) { return _mm256_sub_ps(a, b); }
 inline F mul(F a, F b) { return _mm256_mul_ps(a, b); }
 inline F div(F a, F b) { return _mm256_div_ps(a, b); }
 inline F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
-// sum += a b. In assembler, so that sums stay in their registers: GCC 12 copies them around in loops otherwise.
-inline void accumulate(F& sum, F a, F b) { asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b)); }
 inline F greater(F a, F b) { return _mm256_max_ps(a, b); }
 inline F lesser(F a, F b) { return _mm256_min_ps(a, b); }
 inline F magnitude(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
@@ -62,86 +60,85 @@ inline F sums(const F (&a)[kLanes]) {
 }
 
 // --- products ---
+//
+// In assembler, and volatile: sums stay in their registers, and an input is spread when its turn comes. Left to itself
+// GCC 12 copies sums around and spreads all inputs at once, for which there are not registers enough.
 
 struct DotFloat32 {
-    static constexpr int kRows = 4;  // as many as fit into the registers beside the weights and one input
-    static constexpr int kInputs = 1;
+    static constexpr int kRows = 4;    // as many as have room for their sums beside weights and an input
+    static constexpr int kInputs = 1;  // that one read of weights holds for each output
+    static constexpr int kSteps = 1;   // in which they are taken
     static constexpr int kBytes = kLanes * 4;  // of one vector of outputs
     using Input = float;
     using Weights = F;
-    using Spread = F;
-    static Weights weights(const std::uint8_t* p) { return load(reinterpret_cast<const float*>(p)); }
-    static Spread spread(const Input* x) { return _mm256_broadcast_ss(x); }
-    static void dot(F& sum, Weights w, Spread x) { accumulate(sum, w, x); }
+    static Weights weights(const std::uint8_t* p, int) { return load(reinterpret_cast<const float*>(p)); }
+    static F spread(const Input* x, int) {
+        F all;
+        asm volatile("vbroadcastss %1, %0" : "=x"(all) : "m"(*x));
+        return all;
+    }
+    static void dot(F& sum, Weights w, F x) { asm volatile("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(w), "x"(x)); }
 };
 
 struct DotBfloat16 {
     static constexpr int kRows = 4;
     static constexpr int kInputs = 2;
+    static constexpr int kSteps = 2;
     static constexpr int kBytes = kLanes * 4;
     using Input = float;
-    struct Weights { F even, odd; };
-    struct Spread { F even, odd; };
-    static Weights weights(const std::uint8_t* p) {
+    using Weights = F;
+    static Weights weights(const std::uint8_t* p, int step) {
         I const pairs = _mm256_loadu_si256(reinterpret_cast<const I*>(p));
-        return {_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)),
-                _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))))};
+        return _mm256_castsi256_ps(step == 0 ? _mm256_slli_epi32(pairs, 16)
+                                             : _mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
     }
-    static Spread spread(const Input* x) { return {_mm256_broadcast_ss(x), _mm256_broadcast_ss(x + 1)}; }
-    static void dot(F& sum, Weights w, Spread x) {
-        accumulate(sum, w.even, x.even);
-        accumulate(sum, w.odd, x.odd);
-    }
+    static F spread(const Input* x, int step) { return DotFloat32::spread(x + step, 0); }
+    static void dot(F& sum, Weights w, F x) { DotFloat32::dot(sum, w, x); }
 };
 
+// Sums of products of 16-bit pairs, the weights widened from 8 or 4 bits.
 struct Integers {
     using Input = std::int16_t;
     using Sum = I;
+    using Weights = I;
     static Sum zero() { return _mm256_setzero_si256(); }
-    static I pair(const Input* x) {
-        int both;
-        std::memcpy(&both, x, 4);
-        return _mm256_set1_epi32(both);
+    static I spread_pair(const Input* x) {
+        I all;
+        asm volatile("vpbroadcastd %1, %0" : "=x"(all) : "m"(*reinterpret_cast<const std::int16_t(*)[2]>(x)));
+        return all;
     }
-    static void add_pairs(Sum& sum, I w, I x) {
+    static void dot(Sum& sum, Weights w, I x) {
 #ifdef __AVXVNNI__
-        asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(w), "x"(x));
+        asm volatile("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(w), "x"(x));
 #else
-        I const products = _mm256_madd_epi16(w, x);
-        asm("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products));
+        // The products go through a register of ours: one of the compiler's costs it copies of the sums.
+        asm volatile("vpmaddwd %2, %1, %%ymm15\n\tvpaddd %%ymm15, %0, %0" : "+x"(sum) : "x"(w), "x"(x) : "xmm15");
 #endif
     }
     static F finish(Sum sum) { return _mm256_cvtepi32_ps(sum); }
 };
 
 struct DotInt8 : Integers {
-    static constexpr int kRows = 6;
+    static constexpr int kRows = 4;
     static constexpr int kInputs = 2;
+    static constexpr int kSteps = 1;
     static constexpr int kBytes = kLanes * 2;
-    using Weights = I;
-    using Spread = I;
-    static Weights weights(const std::uint8_t* p) {
+    static Weights weights(const std::uint8_t* p, int) {
         return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     }
-    static Spread spread(const Input* x) { return pair(x); }
-    static void dot(Sum& sum, Weights w, Spread x) { add_pairs(sum, w, x); }
+    static I spread(const Input* x, int) { return spread_pair(x); }
 };
 
 struct DotInt4 : Integers {
     static constexpr int kRows = 4;
     static constexpr int kInputs = 4;
+    static constexpr int kSteps = 2;
     static constexpr int kBytes = kLanes * 2;
-    struct Weights { I low, high; };
-    struct Spread { I low, high; };
-    static Weights weights(const std::uint8_t* p) {
+    static Weights weights(const std::uint8_t* p, int step) {
         I const both = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-        return {_mm256_and_si256(both, _mm256_set1_epi16(15)), _mm256_srli_epi16(both, 4)};
+        return step == 0 ? _mm256_and_si256(both, _mm256_set1_epi16(15)) : _mm256_srli_epi16(both, 4);
     }
-    static Spread spread(const Input* x) { return {pair(x), pair(x + 2)}; }
-    static void dot(Sum& sum, Weights w, Spread x) {
-        add_pairs(sum, w.low, x.low);
-        add_pairs(sum, w.high, x.high);
-    }
+    static I spread(const Input* x, int step) { return spread_pair(x + 2 * step); }
 };
 
 // The encoded form of 15-bit inputs: 16-bit integers in their order.

@@ -29,8 +29,6 @@ inline F sub(F a, F b) { return _mm512_sub_ps(a, b); }
 inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
 inline F div(F a, F b) { return _mm512_div_ps(a, b); }
 inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
-// sum += a b. In assembler, so that sums stay in their registers: GCC 12 copies them around in loops otherwise.
-inline void accumulate(F& sum, F a, F b) { asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b)); }
 inline F greater(F a, F b) { return _mm512_max_ps(a, b); }
 inline F lesser(F a, F b) { return _mm512_min_ps(a, b); }
 inline F magnitude(F a) { return _mm512_abs_ps(a); }
@@ -78,101 +76,95 @@ inline F sums(const F (&a)[kLanes]) {
 }
 
 // --- products ---
+//
+// In assembler, and volatile: sums stay in their registers, and an input is spread when its turn comes. Left to itself
+// GCC 12 copies sums around and spreads all inputs at once.
+
+inline I spread_word(const void* x) {
+    I all;
+    asm volatile("vpbroadcastd %1, %0" : "=v"(all) : "m"(*static_cast<const std::int32_t*>(x)));
+    return all;
+}
 
 struct DotFloat32 {
     static constexpr int kRows = 8;
-    static constexpr int kInputs = 1;
+    static constexpr int kInputs = 1;  // that one read of weights holds for each output
+    static constexpr int kSteps = 1;   // in which they are taken
     static constexpr int kBytes = kLanes * 4;  // of one vector of outputs
     using Input = float;
     using Weights = F;
-    using Spread = F;
-    static Weights weights(const std::uint8_t* p) { return load(reinterpret_cast<const float*>(p)); }
-    static Spread spread(const Input* x) { return splat(*x); }
-    static void dot(F& sum, Weights w, Spread x) { accumulate(sum, w, x); }
+    static Weights weights(const std::uint8_t* p, int) { return load(reinterpret_cast<const float*>(p)); }
+    static F spread(const Input* x, int) { return _mm512_castsi512_ps(spread_word(x)); }
+    static void dot(F& sum, Weights w, F x) { asm volatile("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x)); }
 };
-
-inline I spread_pair(const void* x) {
-    int both;
-    std::memcpy(&both, x, 4);
-    return _mm512_set1_epi32(both);
-}
 
 #ifdef __AVX512BF16__
 struct DotBfloat16 {
     static constexpr int kRows = 8;
     static constexpr int kInputs = 2;
+    static constexpr int kSteps = 1;
     static constexpr int kBytes = kLanes * 4;
     using Input = std::uint16_t;
     using Weights = I;
-    using Spread = I;
-    static Weights weights(const std::uint8_t* p) { return _mm512_loadu_si512(p); }
-    static Spread spread(const Input* x) { return spread_pair(x); }
-    static void dot(F& sum, Weights w, Spread x) { asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x)); }
+    static Weights weights(const std::uint8_t* p, int) { return _mm512_loadu_si512(p); }
+    static I spread(const Input* x, int) { return spread_word(x); }
+    static void dot(F& sum, Weights w, I x) { asm volatile("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x)); }
 };
 #else
 struct DotBfloat16 {
     static constexpr int kRows = 8;
     static constexpr int kInputs = 2;
+    static constexpr int kSteps = 2;
     static constexpr int kBytes = kLanes * 4;
     using Input = float;
-    struct Weights { F even, odd; };
-    struct Spread { F even, odd; };
-    static Weights weights(const std::uint8_t* p) {
+    using Weights = F;
+    static Weights weights(const std::uint8_t* p, int step) {
         I const pairs = _mm512_loadu_si512(p);
-        return {_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)),
-                _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+        return _mm512_castsi512_ps(step == 0 ? _mm512_slli_epi32(pairs, 16)
+                                             : _mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
     }
-    static Spread spread(const Input* x) { return {splat(x[0]), splat(x[1])}; }
-    static void dot(F& sum, Weights w, Spread x) {
-        accumulate(sum, w.even, x.even);
-        accumulate(sum, w.odd, x.odd);
-    }
+    static F spread(const Input* x, int step) { return DotFloat32::spread(x + step, 0); }
+    static void dot(F& sum, Weights w, F x) { DotFloat32::dot(sum, w, x); }
 };
 #endif
 
+// Sums of products of 16-bit pairs, the weights widened from 8 or 4 bits.
 struct Integers {
+    static constexpr int kRows = 8;
     using Input = std::int16_t;
     using Sum = I;
+    using Weights = I;
     static Sum zero() { return _mm512_setzero_si512(); }
-    static void add_pairs(Sum& sum, I w, I x) {
+    static void dot(Sum& sum, Weights w, I x) {
 #ifdef __AVX512VNNI__
-        asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
+        asm volatile("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
 #else
-        I const products = _mm512_madd_epi16(w, x);
-        asm("vpaddd %1, %0, %0" : "+v"(sum) : "v"(products));
+        // The products go through a register of ours: one of the compiler's costs it copies of the sums.
+        asm volatile("vpmaddwd %2, %1, %%zmm15\n\tvpaddd %%zmm15, %0, %0" : "+v"(sum) : "v"(w), "v"(x) : "xmm15");
 #endif
     }
     static F finish(Sum sum) { return _mm512_cvtepi32_ps(sum); }
 };
 
 struct DotInt8 : Integers {
-    static constexpr int kRows = 8;
     static constexpr int kInputs = 2;
+    static constexpr int kSteps = 1;
     static constexpr int kBytes = kLanes * 2;
-    using Weights = I;
-    using Spread = I;
-    static Weights weights(const std::uint8_t* p) {
+    static Weights weights(const std::uint8_t* p, int) {
         return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     }
-    static Spread spread(const Input* x) { return spread_pair(x); }
-    static void dot(Sum& sum, Weights w, Spread x) { add_pairs(sum, w, x); }
+    static I spread(const Input* x, int) { return spread_word(x); }
 };
 
 struct DotInt4 : Integers {
-    static constexpr int kRows = 6;
     static constexpr int kInputs = 4;
+    static constexpr int kSteps = 2;
     static constexpr int kBytes = kLanes * 2;
-    struct Weights { I low, high; };
-    struct Spread { I low, high; };
-    static Weights weights(const std::uint8_t* p) {
+    static Weights weights(const std::uint8_t* p, int step) {
         I const both = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-        return {_mm512_and_si512(both, _mm512_set1_epi16(15)), _mm512_srli_epi16(both, 4)};
+        return step == 0 ? _mm512_and_si512(both, _mm512_set1_epi16(15)) : _mm512_srli_epi16(both, 4);
     }
-    static Spread spread(const Input* x) { return {spread_pair(x), spread_pair(x + 2)}; }
-    static void dot(Sum& sum, Weights w, Spread x) {
-        add_pairs(sum, w.low, x.low);
-        add_pairs(sum, w.high, x.high);
-    }
+    static I spread(const Input* x, int step) { return spread_word(x + 2 * step); }
 };
 
 inline std::uint64_t read_all(const std::uint8_t* data, std::size_t bytes) {

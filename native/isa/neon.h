@@ -70,47 +70,46 @@ inline F sums(const F (&a)[kLanes]) { return vpaddq_f32(vpaddq_f32(a[0], a[1]), 
 
 struct DotFloat32 {
     static constexpr int kRows = 4;
-    static constexpr int kInputs = 1;
+    static constexpr int kInputs = 1;  // that one read of weights holds for each output
+    static constexpr int kSteps = 1;   // in which they are taken
     static constexpr int kBytes = kLanes * 4;  // of one vector of outputs
     using Input = float;
     using Weights = F;
-    using Spread = F;
-    static Weights weights(const std::uint8_t* p) { return load(reinterpret_cast<const float*>(p)); }
-    static Spread spread(const Input* x) { return vld1q_dup_f32(x); }
-    static void dot(F& sum, Weights w, Spread x) { sum = fma(w, x, sum); }
+    static Weights weights(const std::uint8_t* p, int) { return load(reinterpret_cast<const float*>(p)); }
+    static F spread(const Input* x, int) { return vld1q_dup_f32(x); }
+    static void dot(F& sum, Weights w, F x) { sum = fma(w, x, sum); }
 };
 
 #ifdef __ARM_FEATURE_BF16_VECTOR_ARITHMETIC
 struct DotBfloat16 {
     static constexpr int kRows = 4;
     static constexpr int kInputs = 2;
+    static constexpr int kSteps = 1;
     static constexpr int kBytes = kLanes * 4;
     using Input = std::uint16_t;
     using Weights = bfloat16x8_t;
-    using Spread = bfloat16x8_t;
-    static Weights weights(const std::uint8_t* p) {
+    static Weights weights(const std::uint8_t* p, int) {
         return vreinterpretq_bf16_u16(vld1q_u16(reinterpret_cast<const std::uint16_t*>(p)));
     }
-    static Spread spread(const Input* x) {
+    static bfloat16x8_t spread(const Input* x, int) {
         return vreinterpretq_bf16_u32(vld1q_dup_u32(reinterpret_cast<const std::uint32_t*>(x)));
     }
-    static void dot(F& sum, Weights w, Spread x) { sum = vbfdotq_f32(sum, w, x); }
+    static void dot(F& sum, Weights w, bfloat16x8_t x) { sum = vbfdotq_f32(sum, w, x); }
 };
 #else
 struct DotBfloat16 {
     static constexpr int kRows = 4;
     static constexpr int kInputs = 2;
+    static constexpr int kSteps = 2;
     static constexpr int kBytes = kLanes * 4;
     using Input = float;
-    struct Weights { F even, odd; };
-    struct Spread { F even, odd; };
-    static Weights weights(const std::uint8_t* p) {
+    using Weights = F;
+    static Weights weights(const std::uint8_t* p, int step) {
         uint32x4_t const pairs = vld1q_u32(reinterpret_cast<const std::uint32_t*>(p));
-        return {vreinterpretq_f32_u32(vshlq_n_u32(pairs, 16)),
-                vreinterpretq_f32_u32(vandq_u32(pairs, vdupq_n_u32(0xffff0000u)))};
+        return vreinterpretq_f32_u32(step == 0 ? vshlq_n_u32(pairs, 16) : vandq_u32(pairs, vdupq_n_u32(0xffff0000u)));
     }
-    static Spread spread(const Input* x) { return {vld1q_dup_f32(x), vld1q_dup_f32(x + 1)}; }
-    static void dot(F& sum, Weights w, Spread x) { sum = fma(w.odd, x.odd, fma(w.even, x.even, sum)); }
+    static F spread(const Input* x, int step) { return vld1q_dup_f32(x + step); }
+    static void dot(F& sum, Weights w, F x) { sum = fma(w, x, sum); }
 };
 #endif
 
@@ -118,15 +117,18 @@ struct DotBfloat16 {
 
 struct Integers {
     using Input = std::int16_t;
+    using Weights = int8x16_t;
     struct Sum { I high, low; };
     struct Bytes { int8x16_t high, low; };
+    static constexpr int kBytes = kLanes * 4;
     static Sum zero() { return {vdupq_n_s32(0), vdupq_n_s32(0)}; }
-    static Bytes bytes(const Input* x) {
-        auto const* const words = reinterpret_cast<const std::int32_t*>(x);
+    static Bytes spread(const Input* x, int step) {
+        auto const* const words = reinterpret_cast<const std::int32_t*>(x + 4 * step);
         return {vreinterpretq_s8_s32(vld1q_dup_s32(words)), vreinterpretq_s8_s32(vld1q_dup_s32(words + 1))};
     }
-    static Sum add_fours(Sum sum, int8x16_t w, Bytes x) {
-        return {vdotq_s32(sum.high, w, x.high), vdotq_s32(sum.low, w, x.low)};
+    static void dot(Sum& sum, Weights w, Bytes x) {
+        sum.high = vdotq_s32(sum.high, w, x.high);
+        sum.low = vdotq_s32(sum.low, w, x.low);
     }
     static F finish(Sum sum) { return vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(sum.high, 7), sum.low)); }
 };
@@ -134,65 +136,52 @@ struct Integers {
 struct DotInt8 : Integers {
     static constexpr int kRows = 3;
     static constexpr int kInputs = 4;
-    static constexpr int kBytes = kLanes * 4;
-    using Weights = int8x16_t;
-    using Spread = Bytes;
-    static Weights weights(const std::uint8_t* p) { return vld1q_s8(reinterpret_cast<const std::int8_t*>(p)); }
-    static Spread spread(const Input* x) { return bytes(x); }
-    static void dot(Sum& sum, Weights w, Spread x) { sum = add_fours(sum, w, x); }
+    static constexpr int kSteps = 1;
+    static Weights weights(const std::uint8_t* p, int) { return vld1q_s8(reinterpret_cast<const std::int8_t*>(p)); }
 };
 
 struct DotInt4 : Integers {
-    static constexpr int kRows = 2;
+    static constexpr int kRows = 3;
     static constexpr int kInputs = 8;
-    static constexpr int kBytes = kLanes * 4;
-    struct Weights { int8x16_t low, high; };
-    struct Spread { Bytes low, high; };
-    static Weights weights(const std::uint8_t* p) {
+    static constexpr int kSteps = 2;
+    static Weights weights(const std::uint8_t* p, int step) {
         uint8x16_t const both = vld1q_u8(p);
-        return {vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15))), vreinterpretq_s8_u8(vshrq_n_u8(both, 4))};
+        return vreinterpretq_s8_u8(step == 0 ? vandq_u8(both, vdupq_n_u8(15)) : vshrq_n_u8(both, 4));
     }
-    static Spread spread(const Input* x) { return {bytes(x), bytes(x + 4)}; }
-    static void dot(Sum& sum, Weights w, Spread x) { sum = add_fours(add_fours(sum, w.low, x.low), w.high, x.high); }
 };
 
 #else
 
 struct Integers {
+    static constexpr int kRows = 4;
+    static constexpr int kBytes = kLanes;
     using Input = std::int16_t;
     using Sum = I;
+    using Weights = int16x4_t;
     static Sum zero() { return vdupq_n_s32(0); }
+    static std::int16_t spread(const Input* x, int step) { return x[step]; }
+    static void dot(Sum& sum, Weights w, std::int16_t x) { sum = vmlal_n_s16(sum, w, x); }
     static F finish(Sum sum) { return vcvtq_f32_s32(sum); }
-    static int32_t word(const std::uint8_t* p) {
+    static int8x8_t four_bytes(const std::uint8_t* p) {
         std::int32_t four;
         std::memcpy(&four, p, 4);
-        return four;
+        return vreinterpret_s8_s32(vdup_n_s32(four));
     }
 };
 
 struct DotInt8 : Integers {
-    static constexpr int kRows = 4;
     static constexpr int kInputs = 1;
-    static constexpr int kBytes = kLanes;
-    using Weights = int16x4_t;
-    using Spread = std::int16_t;
-    static Weights weights(const std::uint8_t* p) { return vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(word(p))))); }
-    static Spread spread(const Input* x) { return *x; }
-    static void dot(Sum& sum, Weights w, Spread x) { sum = vmlal_n_s16(sum, w, x); }
+    static constexpr int kSteps = 1;
+    static Weights weights(const std::uint8_t* p, int) { return vget_low_s16(vmovl_s8(four_bytes(p))); }
 };
 
 struct DotInt4 : Integers {
-    static constexpr int kRows = 4;
     static constexpr int kInputs = 2;
-    static constexpr int kBytes = kLanes;
-    struct Weights { int16x4_t low, high; };
-    struct Spread { std::int16_t low, high; };
-    static Weights weights(const std::uint8_t* p) {
-        uint16x4_t const both = vget_low_u16(vmovl_u8(vreinterpret_u8_s32(vdup_n_s32(word(p)))));
-        return {vreinterpret_s16_u16(vand_u16(both, vdup_n_u16(15))), vreinterpret_s16_u16(vshr_n_u16(both, 4))};
+    static constexpr int kSteps = 2;
+    static Weights weights(const std::uint8_t* p, int step) {
+        uint16x4_t const both = vget_low_u16(vmovl_u8(vreinterpret_u8_s8(four_bytes(p))));
+        return vreinterpret_s16_u16(step == 0 ? vand_u16(both, vdup_n_u16(15)) : vshr_n_u16(both, 4));
     }
-    static Spread spread(const Input* x) { return {x[0], x[1]}; }
-    static void dot(Sum& sum, Weights w, Spread x) { sum = vmlal_n_s16(vmlal_n_s16(sum, w.low, x.low), w.high, x.high); }
 };
 
 #endif

@@ -70,68 +70,57 @@ inline F sums(const F (&a)[kLanes]) {
 
 struct DotFloat32 {
     static constexpr int kRows = 4;
-    static constexpr int kInputs = 1;
+    static constexpr int kInputs = 1;  // that one read of weights holds for each output
+    static constexpr int kSteps = 1;   // in which they are taken
     static constexpr int kBytes = kLanes * 4;  // of one vector of outputs
     using Input = float;
     using Weights = F;
-    using Spread = float;
-    static Weights weights(const std::uint8_t* p) { return read<F>(p); }
-    static Spread spread(const Input* x) { return *x; }
-    static void dot(F& sum, Weights w, Spread x) { sum += w * x; }
+    static Weights weights(const std::uint8_t* p, int) { return read<F>(p); }
+    static float spread(const Input* x, int) { return *x; }
+    static void dot(F& sum, Weights w, float x) { sum += w * x; }
 };
 
 struct DotBfloat16 {
     static constexpr int kRows = 4;
     static constexpr int kInputs = 2;
+    static constexpr int kSteps = 2;
     static constexpr int kBytes = kLanes * 4;
     using Input = float;
-    struct Weights { F even, odd; };
-    struct Spread { float even, odd; };
-    static Weights weights(const std::uint8_t* p) {
+    using Weights = F;
+    static Weights weights(const std::uint8_t* p, int step) {
         U const pairs = read<U>(p);
-        return {(F)(pairs << 16), (F)(pairs & 0xffff0000u)};
+        return step == 0 ? (F)(pairs << 16) : (F)(pairs & 0xffff0000u);
     }
-    static Spread spread(const Input* x) { return {x[0], x[1]}; }
-    static void dot(F& sum, Weights w, Spread x) {
-        sum += w.even * x.even;
-        sum += w.odd * x.odd;
-    }
+    static float spread(const Input* x, int step) { return x[step]; }
+    static void dot(F& sum, Weights w, float x) { sum += w * x; }
 };
 
 // Whole numbers in float32, since not every machine multiplies vectors of 32-bit integers: a group's sum is rounded in
 // its 24th bit.
 struct Integers {
+    static constexpr int kRows = 4;
+    static constexpr int kBytes = kLanes;
     using Input = std::int16_t;
     using Sum = F;
+    using Weights = F;
     static Sum zero() { return splat(0.0f); }
+    static float spread(const Input* x, int step) { return x[step]; }
+    static void dot(Sum& sum, Weights w, float x) { sum += w * x; }
     static F finish(Sum sum) { return sum; }
 };
 
 struct DotInt8 : Integers {
-    static constexpr int kRows = 4;
     static constexpr int kInputs = 1;
-    static constexpr int kBytes = kLanes;
-    using Weights = F;
-    using Spread = float;
-    static Weights weights(const std::uint8_t* p) { return __builtin_convertvector(read<Bytes>(p), F); }
-    static Spread spread(const Input* x) { return *x; }
-    static void dot(Sum& sum, Weights w, Spread x) { sum += w * x; }
+    static constexpr int kSteps = 1;
+    static Weights weights(const std::uint8_t* p, int) { return __builtin_convertvector(read<Bytes>(p), F); }
 };
 
 struct DotInt4 : Integers {
-    static constexpr int kRows = 4;
     static constexpr int kInputs = 2;
-    static constexpr int kBytes = kLanes;
-    struct Weights { F low, high; };
-    struct Spread { float low, high; };
-    static Weights weights(const std::uint8_t* p) {
+    static constexpr int kSteps = 2;
+    static Weights weights(const std::uint8_t* p, int step) {
         I const both = __builtin_convertvector(read<Nibbles>(p), I);
-        return {__builtin_convertvector(both & 15, F), __builtin_convertvector(both >> 4, F)};
-    }
-    static Spread spread(const Input* x) { return {static_cast<float>(x[0]), static_cast<float>(x[1])}; }
-    static void dot(Sum& sum, Weights w, Spread x) {
-        sum += w.low * x.low;
-        sum += w.high * x.high;
+        return __builtin_convertvector(step == 0 ? both & 15 : both >> 4, F);
     }
 };
 

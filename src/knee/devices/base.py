@@ -76,9 +76,9 @@ class Want(Enum):
     ALL_LOGITS = "all logits"  # the logits of every position of the span
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every request in every step, and freezing doubles its cost
 class Span:
-    """One request's part of a step.
+    """One request's part of a step. Never changed once it is made.
 
     `tokens` stand at positions `start`, `start + 1`, …; `start` tokens of the request are already in the KV cache.
     `block_table` lists the pool's blocks that hold the request's keys and values, enough for `start + len(tokens)`
@@ -92,7 +92,7 @@ class Span:
     want: Want
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SpanOutput:
     """`token` for `Want.TOKEN`; `logits` of shape (1, vocab) or (len(tokens), vocab) for the two wishes for logits."""
 

@@ -1,8 +1,8 @@
 """In which types the cpu device keeps a model's matrices. Vectors and position tables are always float32.
 
-int8 is a scale for every 32 weights; int4 a scale and a minimum for every 32: what GGUF calls Q8_0 and Q4_1, and Q4_0
-with a minimum. So the values of such files are kept as they are, and `--dtype auto` takes the narrowest type that
-does so. A token embedding or output matrix suffers most from rounding: int4 keeps it in int8 unless its file has it
+int8 is a scale for every 32 weights (and, for files of Q4_1, a minimum); int4 a scale and a minimum for every 32: what
+GGUF calls Q8_0 and Q4_1, and Q4_0 with a minimum. So the values of such files are kept as they are, and `--dtype auto`
+takes the narrowest type that does so. A token embedding or output matrix suffers most from rounding: int4 keeps it in int8 unless its file has it
 in four bits already.
 """
 
@@ -20,10 +20,10 @@ from knee.program import Embed, Linear, Program
 Dtype = Literal["float32", "bfloat16", "int8", "int4"]
 
 # Bytes of a weight, scales and padding included.
-_BYTES: dict[Dtype, float] = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.07, "int4": 0.63}
+_BYTES: dict[Dtype, float] = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.13, "int4": 0.63}
 _FOUR_BITS = {"Q4_0", "Q4_1"}
 # The storage types that each type holds without loss; float32 holds all of them.
-_EXACT: dict[Dtype, set[str]] = {"int4": _FOUR_BITS, "int8": {"Q8_0"}, "bfloat16": {"BF16"}}
+_EXACT: dict[Dtype, set[str]] = {"int4": _FOUR_BITS, "int8": {"Q8_0", *_FOUR_BITS}, "bfloat16": {"BF16"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,9 @@ def _ends(program: Program) -> set[str]:
 def _narrowest(storages: set[str]) -> Dtype:
     if not storages:
         return "float32"
-    if storages <= _EXACT["int8"]:
+    if storages <= {"Q8_0"}:
         return "int8"
-    if storages <= _EXACT["int4"] | _EXACT["int8"]:  # int4 keeps what is stored in eight bits in eight
+    if storages <= _EXACT["int8"]:  # int4 keeps what is stored in eight bits in eight
         return "int4"
     return "bfloat16" if storages <= _EXACT["bfloat16"] else "float32"
 
@@ -70,7 +70,7 @@ def _checked(dtype: str) -> Dtype:
 def _kept(weight: Weight, dtype: Dtype, is_end: bool) -> Dtype:
     if dtype != "int4" or weight.storage in _FOUR_BITS:
         return dtype
-    return "int8" if is_end or weight.storage in _EXACT["int8"] else "int4"
+    return "int8" if is_end or weight.storage == "Q8_0" else "int4"
 
 
 def _reason(dtype: str, matrices: Weights, keep: Mapping[str, Dtype]) -> str:
