@@ -133,7 +133,20 @@ class _Header:
         self.strings_left -= count
         if self.strings_left < 0 or count * 8 > self.end - self.position:
             raise ModelLoadError(f"damaged: an array in the metadata claims {count} texts")
-        return [self.string() for _ in range(count)]
+        found: list[str] = []
+        data, end, length_at = self.data, self.end, _LENGTH.unpack_from
+        for _ in range(count):  # `string`, spelled out: a vocabulary with its merges has a hundred thousand
+            start = self.position + 8
+            stop = start + length_at(data, self.position)[0] if start <= end else end + 1
+            if stop > end:
+                found.append(self.string())  # says what is wrong
+                continue
+            try:
+                found.append(str(data[start:stop], "utf-8"))
+            except UnicodeDecodeError:
+                raise ModelLoadError(f"damaged: no UTF-8 in the text at byte {start}") from None
+            self.position = stop
+        return found
 
 
 def _read_preamble(header: _Header) -> tuple[int, int]:
