@@ -2,8 +2,8 @@
 
 int8 is a scale for every 32 weights (and, for files of Q4_1, a minimum); int4 a scale and a minimum for every 32: what
 GGUF calls Q8_0 and Q4_1, and Q4_0 with a minimum. So the values of such files are kept as they are, and `--dtype auto`
-takes the narrowest type that does so. A token embedding or output matrix suffers most from rounding: int4 keeps it in int8 unless its file has it
-in four bits already.
+takes the narrowest type that does so. A token embedding or output matrix suffers most from rounding: int4 keeps it in
+int8 unless its file has it in four bits already.
 """
 
 from __future__ import annotations
