@@ -146,6 +146,8 @@ void Model::add_op(Op op) {
         if (op.kind != Op::embed && round_up(op.prologue.x.width, kGroup) != matrix.inputs)
             throw std::invalid_argument("a matrix of other inputs than its buffer");
     }
+    if (op.layer < 0) throw std::invalid_argument("a layer below the first");
+    layers_ = std::max(layers_, op.layer + 1);
     if (op.kind == Op::select_outputs) select_at_ = static_cast<std::ptrdiff_t>(ops_.size());
     if (op.kind == Op::logits) {
         vocabulary_ = op.vocabulary;
@@ -174,24 +176,21 @@ Model::Pool Model::make_pool(int layers, std::int64_t blocks, int block_size) co
 }
 
 void Model::allocate_kv(int layers, std::int64_t blocks, int block_size) {
-    if (layers < 1 || blocks < 0 || block_size < 1) throw std::invalid_argument("a KV pool of no size");
-    layers_ = layers;
+    if (layers < layers_ || blocks < 0 || block_size < 1) throw std::invalid_argument("a KV pool of no size");
     kv_ = Pool();  // first: both need not fit
     kv_ = make_pool(layers, blocks, block_size);
 }
 
 // Spans without blocks keep their keys and values for this step only: one block each, as long as the longest.
 void Model::use_scratch_pool(const std::vector<Span>& spans) {
-    int count = 0, longest = 0, layers = 0;
+    int count = 0, longest = 0;
     for (const Span& span : spans)
         if (span.table.empty()) count += 1, longest = std::max(longest, static_cast<int>(span.tokens.size()));
     if (count == 0) return;
-    for (const Op& op : ops_)
-        if (op.kind == Op::write_kv) layers = std::max(layers, op.layer + 1);
     longest = round_up(longest, 64);
     if (scratch_kv_.blocks < count || scratch_kv_.block_size < longest) {
         scratch_kv_ = Pool();
-        scratch_kv_ = make_pool(layers, count, longest);
+        scratch_kv_ = make_pool(layers_, count, longest);
     }
     scratch_tables_.resize(spans.size());
     std::int32_t block = 0;

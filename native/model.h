@@ -164,7 +164,7 @@ class Model {
     ThreadPool pool_;
     int const heads_, kv_heads_, head_dim_, padded_dim_;
     KVType const kv_type_;
-    int layers_ = 0, vocabulary_ = 0;
+    int layers_ = 1, vocabulary_ = 0;
     std::ptrdiff_t select_at_ = 1 << 30;
 
     Arena arena_;
