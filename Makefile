@@ -54,10 +54,14 @@ $(VENV)/bin/python:
 	  { echo "knee needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+NATIVE := $(wildcard native/*.* native/isa/*)
+
+$(VENV)/.installed: pyproject.toml $(NATIVE) | $(VENV)/bin/python
+	@echo "Installing knee and building its kernels: about a minute, once."
 	$(BIN)/python -m pip install --quiet -e .
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.installed-dev: pyproject.toml $(NATIVE) | $(VENV)/bin/python
+	@echo "Installing knee, its tools and the oracle, and building the kernels: a few minutes, once."
 	$(BIN)/python -m pip install --quiet -e '.[dev,oracle]'
 	@touch $@ $(VENV)/.installed

@@ -42,6 +42,39 @@ std::pair<int, int> part_of(int count, int thread, int threads) {
             static_cast<int>(static_cast<std::int64_t>(count) * (thread + 1) / threads)};
 }
 
+// One caller at a time: Python's other threads run while a step does.
+class Busy {
+  public:
+    explicit Busy(std::atomic_flag& flag) : flag_(flag) {
+        if (flag_.test_and_set()) throw std::logic_error("the model is at work in another thread");
+    }
+    ~Busy() { flag_.clear(); }
+
+  private:
+    std::atomic_flag& flag_;
+};
+
+// Rounding and subnormal numbers as IEEE 754 has them on every thread, whatever another library told this one.
+class StandardFloats {
+  public:
+#if defined(__x86_64__)
+    StandardFloats() : before_(__builtin_ia32_stmxcsr()) { __builtin_ia32_ldmxcsr(0x1f80); }
+    ~StandardFloats() { __builtin_ia32_ldmxcsr(before_); }
+
+  private:
+    unsigned before_;
+#elif defined(__aarch64__)
+    StandardFloats() {
+        asm volatile("mrs %0, fpcr" : "=r"(before_));
+        asm volatile("msr fpcr, %0" : : "r"(std::uint64_t{0}));
+    }
+    ~StandardFloats() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
+
+  private:
+    std::uint64_t before_;
+#endif
+};
+
 }  // namespace
 
 Model::Model(const Kernels& kernels, int threads, Keep keep, int heads, int kv_heads, int head_dim)
@@ -52,18 +85,24 @@ Model::Model(const Kernels& kernels, int threads, Keep keep, int heads, int kv_h
       head_dim_(head_dim),
       padded_dim_(round_up(head_dim, 16)),
       kv_type_(kv_type_for(keep)),
-      best_(threads),
-      workers_(threads) {
-    for (int i = 0; i < threads; ++i) workers_[i].thread = i;
+      best_(pool_.size()),
+      workers_(pool_.size()) {
+    if (heads < 1 || kv_heads < 1 || heads % kv_heads || head_dim < 1) throw std::invalid_argument("heads that do not fit");
+    for (int i = 0; i < pool_.size(); ++i) workers_[i].thread = i;
 }
 
 // --- building --------------------------------------------------------------------------------------------------
 
 int Model::add_matrix(const std::vector<Part>& parts, Keep keep) {
     if (parts.empty()) throw std::invalid_argument("a matrix of no parts");
-    // Blocks with a minimum keep their values in 8 bits, too, if they keep it.
-    bool const steps = std::any_of(parts.begin(), parts.end(), [](const Part& part) { return part.storage == Storage::q4_1; });
-    if (keep == Keep::int8 && steps) keep = Keep::int8_minimum;
+    // Blocks with a minimum keep their values in 8 bits, too, if they keep it. Others would be rounded to 4 bits by it.
+    auto is = [](Storage storage) { return [storage](const Part& part) { return part.storage == storage; }; };
+    if (keep == Keep::int8 && std::any_of(parts.begin(), parts.end(), is(Storage::q4_1))) {
+        for (const Part& part : parts)
+            if (part.storage != Storage::q4_1 && part.storage != Storage::q4_0)
+                throw std::invalid_argument("4-bit blocks and others in one matrix");
+        keep = Keep::int8_minimum;
+    }
     int const width = kernels_.panel;
     int const inputs = round_up(static_cast<int>(parts.front().inputs()), kGroup);
     std::size_t const bytes = panel_bytes(keep, inputs, width);
@@ -124,28 +163,37 @@ int Model::add_buffer(int width) {
 }
 
 void Model::add_op(Op op) {
+    auto need = [](bool fits, const char* what) {
+        if (!fits) throw std::invalid_argument(what);
+    };
     for (const View* view : {&op.out, &op.x, &op.q, &op.k, &op.v, &op.residual, &op.prologue.x, &op.prologue.up})
-        if (view->buffer >= 0) {
-            const Buffer& buffer = buffers_.at(view->buffer);
-            if (view->column < 0 || view->width <= 0 || view->column + view->width > buffer.stride)
-                throw std::invalid_argument("a view outside its buffer");
-        }
-    // Threads read inputs while others already write outputs.
-    if (op.out.buffer >= 0 && (op.out.buffer == op.prologue.x.buffer || op.out.buffer == op.prologue.up.buffer))
-        throw std::invalid_argument("an operation that overwrites its own input");
-    if (op.kind == Op::norm && (op.group <= 0 || op.x.width % op.group))
-        throw std::invalid_argument("a norm over broken groups");
+        if (view->buffer >= 0)
+            need(view->column >= 0 && view->width > 0 && view->width <= buffers_.at(view->buffer).stride - view->column,
+                 "a view outside its buffer");
     for (int vector : {op.vector, op.bias, op.prologue.weight, op.prologue.bias})
         if (vector >= 0) (void)vectors_.at(vector);
-    if (op.matrix >= 0) {
-        const Matrix& matrix = matrices_.at(op.matrix);
-        if (op.kind == Op::linear && op.out.column + matrix.outputs > buffers_[op.out.buffer].stride)
-            throw std::invalid_argument("a linear wider than its buffer");
-        if (op.bias >= 0 && static_cast<int>(vectors_[op.bias].size()) < matrix.outputs)
-            throw std::invalid_argument("a bias shorter than its outputs");
-        if (op.kind != Op::embed && round_up(op.prologue.x.width, kGroup) != matrix.inputs)
-            throw std::invalid_argument("a matrix of other inputs than its buffer");
+    // Threads read inputs while others already write outputs.
+    need(op.out.buffer < 0 || (op.out.buffer != op.prologue.x.buffer && op.out.buffer != op.prologue.up.buffer),
+         "an operation that overwrites its own input");
+    if (op.kind == Op::embed) {
+        need(op.out.buffer >= 0 && op.out.width <= matrices_.at(op.matrix).inputs, "rows wider than their matrix");
+        if (op.table >= 0) need(tables_.at(op.table).width == op.out.width, "a table of another width");
+        embedded_ = std::min(embedded_, matrices_[op.matrix].outputs);
     }
+    if (op.kind == Op::norm)
+        need(op.x.buffer >= 0 && op.out.width == op.x.width && op.group > 0 && op.x.width % op.group == 0 &&
+                 static_cast<int>(vectors_.at(op.vector).size()) >= op.group, "a norm over broken groups");
+    if (op.kind == Op::select_outputs)
+        need(op.x.buffer >= 0 && op.out.buffer >= 0 && op.x.buffer != op.out.buffer && op.x.width <= op.out.width,
+             "outputs that do not fit");
+    if (op.kind == Op::write_kv || op.kind == Op::attention) {
+        int const q = heads_ * head_dim_, k = kv_heads_ * head_dim_;
+        need(op.q.buffer >= 0 && op.k.buffer >= 0 && op.v.buffer >= 0 && op.q.width == q && op.k.width == k && op.v.width == k,
+             "queries, keys or values of another width");
+        need(op.kind == Op::write_kv || (op.out.buffer >= 0 && op.out.width == q), "attention of another width");
+        if (op.rope >= 0) (void)ropes_.at(op.rope);
+    }
+    if (op.kind == Op::linear || op.kind == Op::logits) check_linear(op);
     if (op.layer < 0) throw std::invalid_argument("a layer below the first");
     layers_ = std::max(layers_, op.layer + 1);
     if (op.kind == Op::select_outputs) select_at_ = static_cast<std::ptrdiff_t>(ops_.size());
@@ -155,6 +203,24 @@ void Model::add_op(Op op) {
     }
     ops_.push_back(op);
     counters_ = std::vector<Counter>(ops_.size());
+}
+
+void Model::check_linear(const Op& op) const {
+    auto need = [](bool fits, const char* what) {
+        if (!fits) throw std::invalid_argument(what);
+    };
+    const Matrix& matrix = matrices_.at(op.matrix);
+    const Prologue& how = op.prologue;
+    need(how.x.buffer >= 0 && round_up(how.x.width, kGroup) == matrix.inputs, "a matrix of other inputs than its buffer");
+    if (how.kind == Prepare::gate) need(how.up.buffer >= 0 && how.up.width == how.x.width, "a gate of another width");
+    if (how.kind == Prepare::rms || how.kind == Prepare::layer)
+        need(how.weight >= 0 && vector_widths_[how.weight] >= how.x.width && (how.bias < 0 || vector_widths_[how.bias] >= how.x.width),
+             "a norm of another width");
+    need(op.bias < 0 || static_cast<int>(vectors_[op.bias].size()) >= matrix.outputs, "a bias shorter than its outputs");
+    if (op.kind == Op::logits) return;
+    for (const View* view : {&op.out, &op.residual})
+        need((view != &op.out && view->buffer < 0) || view->column + matrix.outputs <= buffers_.at(view->buffer).stride,
+             "a linear wider than its buffer");
 }
 
 std::size_t Model::weight_bytes() const {
@@ -176,6 +242,7 @@ Model::Pool Model::make_pool(int layers, std::int64_t blocks, int block_size) co
 }
 
 void Model::allocate_kv(int layers, std::int64_t blocks, int block_size) {
+    Busy const busy(busy_);
     if (layers < layers_ || blocks < 0 || block_size < 1) throw std::invalid_argument("a KV pool of no size");
     kv_ = Pool();  // first: both need not fit
     kv_ = make_pool(layers, blocks, block_size);
@@ -189,8 +256,10 @@ void Model::use_scratch_pool(const std::vector<Span>& spans) {
     if (count == 0) return;
     longest = round_up(longest, 64);
     if (scratch_kv_.blocks < count || scratch_kv_.block_size < longest) {
+        auto const blocks = std::max<std::int64_t>(count, scratch_kv_.blocks);
+        longest = std::max(longest, scratch_kv_.block_size);
         scratch_kv_ = Pool();
-        scratch_kv_ = make_pool(layers_, count, longest);
+        scratch_kv_ = make_pool(layers_, blocks, longest);
     }
     scratch_tables_.resize(spans.size());
     std::int32_t block = 0;
@@ -199,6 +268,7 @@ void Model::use_scratch_pool(const std::vector<Span>& spans) {
 }
 
 std::vector<std::int32_t> Model::execute(const std::vector<Span>& spans, float* logits) {
+    Busy const busy(busy_);
     std::vector<std::int32_t> tokens(spans.size(), kNoToken);
     for (const Span& span : spans) {
         if (span.tokens.empty() || span.start < 0) throw std::invalid_argument("a span of no tokens");
@@ -208,7 +278,7 @@ std::vector<std::int32_t> Model::execute(const std::vector<Span>& spans, float* 
         for (std::int32_t block : span.table)
             if (block < 0 || block >= kv_.blocks) throw std::invalid_argument("a block outside the pool");
         for (std::int32_t token : span.tokens)
-            if (token < 0 || token >= vocabulary_) throw std::invalid_argument("a token outside the vocabulary");
+            if (token < 0 || token >= std::min(vocabulary_, embedded_)) throw std::invalid_argument("a token outside the vocabulary");
         for (const Table& table : tables_)
             if (end * table.width > static_cast<std::int64_t>(table.values.size()))
                 throw std::invalid_argument("a position beyond the model's");
@@ -272,12 +342,12 @@ void Model::share_attention() {
 
 void Model::grow(int rows, int positions) {
     if (rows > row_capacity_) {
-        row_capacity_ = rows;
         for (Buffer& buffer : buffers_) buffer.data.at_least(static_cast<std::size_t>(rows) * buffer.stride);
         encoded_.at_least(static_cast<std::size_t>(rows) * round_up(widest_, 16));
         scales_.resize(rows);
         sums_.resize(static_cast<std::size_t>(rows) * (widest_ / kGroup));
         for (auto& best : best_) best.resize(rows);
+        row_capacity_ = rows;  // last: what throws above is tried again
     }
     int queries = 0;
     for (const Share& share : pass_.shares) queries = std::max(queries, share.rows * (heads_ / kv_heads_));
@@ -295,7 +365,7 @@ void Model::grow_ropes(int positions) {
     for (Rope& rope : ropes_) {
         std::size_t const half = rope.inverse_frequencies.size();
         if (half == 0) continue;
-        auto known = static_cast<int>(rope.cos.size() / half);
+        auto known = static_cast<int>(rope.sin.size() / half);  // the one that grows last
         if (known >= positions) continue;
         int const wanted = round_up(positions, 256);
         rope.cos.resize(wanted * half);
@@ -335,6 +405,7 @@ void Model::collect(std::vector<std::int32_t>& tokens) {
 // --- what a thread does ----------------------------------------------------------------------------------------
 
 void Model::work(int thread) {
+    StandardFloats const floats;
     Worker& worker = workers_[thread];
     for (std::size_t i = 0; i < ops_.size(); ++i) {
         const Op& op = ops_[i];

@@ -158,13 +158,15 @@ class Model {
     }
     std::size_t stride(const View& view) const { return buffers_[view.buffer].stride; }
     int rows_of(const Op& op) const { return after_select(op) ? static_cast<int>(pass_.output_rows.size()) : pass_.rows; }
+    void check_linear(const Op& op) const;
     bool after_select(const Op& op) const { return &op - ops_.data() > select_at_; }
 
     const Kernels& kernels_;
     ThreadPool pool_;
     int const heads_, kv_heads_, head_dim_, padded_dim_;
     KVType const kv_type_;
-    int layers_ = 1, vocabulary_ = 0;
+    int layers_ = 1, vocabulary_ = 0, embedded_ = 1 << 30;
+    std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
     std::ptrdiff_t select_at_ = 1 << 30;
 
     Arena arena_;

@@ -221,6 +221,7 @@ Packed pack_numbers(const Part& part, Keep keep, std::int64_t first, int outputs
             for (int i = 0; i < kGroup; i += 2)
                 for (int n = 0; n < width; ++n, out += 4) {
                     std::uint16_t const pair[] = {float_to_bf16(values[n * kGroup + i]), float_to_bf16(values[n * kGroup + i + 1])};
+                    if ((pair[0] & 0x7f80) == 0x7f80 || (pair[1] & 0x7f80) == 0x7f80) return Packed::too_large;
                     std::memcpy(out, pair, 4);
                 }
         }

@@ -1,4 +1,5 @@
-// Large blocks of memory: fresh zero pages from the operating system, of 2 MiB where it gives such.
+// Large blocks of memory: fresh zero pages from the operating system, of 2 MiB where it gives such. Built with sanitizers
+// (KNEE_GUARDED) they come from the heap, so that a step outside a block is seen.
 #pragma once
 
 #include <sys/mman.h>
@@ -16,6 +17,10 @@ class Pages {
     Pages() = default;
     explicit Pages(std::size_t bytes, bool huge = false) : bytes_(bytes) {
         if (bytes == 0) return;
+#if defined(KNEE_GUARDED)
+        data_ = new std::uint8_t[bytes]();
+        (void)huge;
+#else
         void* const found = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | kNoReserve, -1, 0);
         if (found == MAP_FAILED) throw std::bad_alloc();
         data_ = static_cast<std::uint8_t*>(found);
@@ -24,9 +29,14 @@ class Pages {
 #else
         (void)huge;
 #endif
+#endif
     }
     ~Pages() {
+#if defined(KNEE_GUARDED)
+        delete[] data_;
+#else
         if (data_) munmap(data_, bytes_);
+#endif
     }
     Pages(Pages&& other) noexcept { swap(other); }
     Pages& operator=(Pages&& other) noexcept {
@@ -71,7 +81,11 @@ class Arena {
     std::size_t used() const { return used_; }
 
   private:
+#if defined(KNEE_GUARDED)
+    static constexpr std::size_t kChunk = 1;  // every piece its own block
+#else
     static constexpr std::size_t kChunk = std::size_t{64} << 20;
+#endif
     std::vector<Pages> chunks_;
     std::uint8_t* next_ = nullptr;
     std::size_t left_ = 0, used_ = 0;

@@ -42,6 +42,7 @@ struct Work {
 }  // namespace
 
 double read_bandwidth(const Kernels& kernels, int threads, std::size_t bytes) {
+    threads = std::max(1, threads);
     Pages const memory(bytes, true);
     ThreadPool pool(threads);
     std::size_t const part = bytes / threads / 4096 * 4096;

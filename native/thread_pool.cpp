@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -31,6 +32,7 @@ class SignalsBlocked {
     SignalsBlocked() {
         sigset_t all;
         sigfillset(&all);
+        for (int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP}) sigdelset(&all, fault);
         pthread_sigmask(SIG_SETMASK, &all, &before_);
     }
     ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
@@ -78,6 +80,12 @@ struct ThreadPool::Crew {
         asleep.fetch_sub(1, std::memory_order_seq_cst);
     }
 
+    void end() {
+        ending.store(true, std::memory_order_release);
+        announce();
+        for (auto& thread : threads) thread.join();
+    }
+
     void barrier() {
         if (size == 1) return;
         auto const before = passed.load(std::memory_order_acquire);
@@ -92,6 +100,9 @@ struct ThreadPool::Crew {
         }
     }
 
+    // What throws here ends the process: the others would wait for this thread for ever.
+    void do_job(int thread) noexcept { (*job)(thread); }
+
     void work(int thread) {
 #if defined(__APPLE__)
         pthread_set_qos_class_self_np(QOS_CLASS_USER_INTERACTIVE, 0);  // performance cores
@@ -99,7 +110,7 @@ struct ThreadPool::Crew {
         for (std::uint32_t seen = 0;; ++seen) {
             wait(seen);
             if (ending.load(std::memory_order_acquire)) return;
-            (*job)(thread);
+            do_job(thread);
             barrier();
         }
     }
@@ -109,18 +120,22 @@ ThreadPool::ThreadPool(int threads) : size_(threads < 1 ? 1 : threads) { start()
 
 ThreadPool::~ThreadPool() {
     if (process_ != getpid()) return;  // a forked child: the threads, and whatever they held, stayed with the parent
-    crew_->ending.store(true, std::memory_order_release);
-    crew_->announce();
-    for (auto& thread : crew_->threads) thread.join();
+    crew_->end();
     delete crew_;
 }
 
 void ThreadPool::start() {
-    process_ = getpid();
-    crew_ = new Crew(size_);
+    auto crew = std::make_unique<Crew>(size_);
     SignalsBlocked const blocked;
-    for (int thread = 1; thread < size_; ++thread)
-        crew_->threads.emplace_back([crew = crew_, thread] { crew->work(thread); });
+    try {
+        for (int thread = 1; thread < size_; ++thread)
+            crew->threads.emplace_back([shared = crew.get(), thread] { shared->work(thread); });
+    } catch (...) {  // too many: those that there are must not wait for the others
+        crew->end();
+        throw;
+    }
+    crew_ = crew.release();
+    process_ = getpid();
 }
 
 void ThreadPool::run(const std::function<void(int)>& job) {
@@ -128,7 +143,7 @@ void ThreadPool::run(const std::function<void(int)>& job) {
     if (size_ == 1) return job(0);
     crew_->job = &job;
     crew_->announce();
-    job(0);
+    crew_->do_job(0);
     crew_->barrier();
 }
 

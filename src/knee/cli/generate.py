@@ -63,8 +63,8 @@ def command(
 
     params = SamplingParams(**sampling)
     given = _one_prompt(prompt, prompt_ids, chat, system)
-    llm = LLM.load(model, device, dtype, threads)
     _warn_of_threads(threads, lang)
+    llm = LLM.load(model, device, dtype, threads)
     ids = _encode(llm, given, chat, system)
     longest = len(ids) + params.max_new_tokens
     engine = llm.engine(make_policy("single"), longest=longest, kv_cache=kv_cache == "on", block_size=block_size)

@@ -24,7 +24,7 @@ def choose_device(name: str, dtype: str = "auto", threads: int | None = None) ->
         raise UserError(f"device {name!r} is not available; this knee has: auto, {', '.join(DEVICES)}")
     device = DEVICES[chosen]
     if why := device.unavailable():
-        raise UserError(f"device {chosen} cannot run here: {why}; --device reference runs everywhere, but slowly")
+        raise UserError(f"device {chosen} cannot run here: {why}")
     if dtype not in ("auto", *device.dtypes):
         raise UserError(f"device {chosen} has no {dtype!r}; its weight types: auto, {', '.join(device.dtypes)}")
     if threads is not None and threads < 1:

@@ -44,12 +44,19 @@ def to_markdown(record: Record, lang: Lang = "en") -> str:
 # --- the template ------------------------------------------------------------------------------------------------
 
 
+def _where(record: Record) -> str:
+    """Device, instruction set and threads, as far as the record has them."""
+    parts = [record.model.device, record.model.isa, record.model.threads and f"--threads {record.model.threads}"]
+    known = ", ".join(escaped(str(part)) for part in parts if part)
+    return f" ({known})" if known else ""
+
+
 def _template(record: Record, say: Say, lang: Lang) -> str:
     fields = [
         ("log.name", escaped(record.name) or NOTHING),
         ("log.date", record.created_at),
         ("log.hardware", _hardware(record, say)),
-        ("log.model", f"{escaped(record.model.name)} @ {escaped(record.model.dtype)}"),
+        ("log.model", f"{escaped(record.model.name)} @ {escaped(record.model.dtype)}{_where(record)}"),
         ("log.prompt", _prompt(record, say)),
         ("log.batch_policy", _policy(record)),
         ("log.kv_cache", say(f"switch.{'both' if record.kind == 'kvcache' else record.kv_cache}")),

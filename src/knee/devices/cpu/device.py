@@ -36,9 +36,12 @@ class CpuDevice(Device):
         self.program = program
         self.isa = choose_isa()
         self.threads = threads or default_threads()
-        self._model = _native.Model(
-            self.isa, self.threads, self.dtype, program.heads, program.kv_heads, program.head_dim
-        )
+        try:
+            self._model = _native.Model(
+                self.isa, self.threads, self.dtype, program.heads, program.kv_heads, program.head_dim
+            )
+        except RuntimeError as error:
+            raise UserError(f"{self.threads} threads cannot be started ({error}): give --threads fewer") from error
         encode(self._model, program, weights, plan.keep)
 
     @classmethod
@@ -48,11 +51,10 @@ class CpuDevice(Device):
             choose_isa()
         except ImportError as error:
             return (
-                f"its native code is missing or cannot be loaded ({error}): install knee again (pip install knee; "
-                "without a wheel for your system this takes a C++ compiler)"
+                f"its native code is missing or cannot be loaded ({error}): install knee again (pip install knee, or "
+                "pip install . in its source; without a wheel for your system this takes a C++ compiler); "
+                "--device reference runs everywhere, but slowly"
             )
-        except UserError as error:
-            return str(error)
         return None
 
     @classmethod
@@ -104,7 +106,10 @@ def choose_isa() -> str:
         built = ", ".join(_native.compiled_isas())
         raise UserError(f"this CPU has none of the instruction sets that knee was built for ({built})")
     if forced and forced not in supported:
-        raise UserError(f"{ISA_VARIABLE} is {forced!r}; this CPU and this build of knee have: {', '.join(supported)}")
+        raise UserError(
+            f"the environment variable {ISA_VARIABLE} is {forced!r}; this CPU and this build of knee have: "
+            f"{', '.join(supported)}: unset it for the best of them"
+        )
     return forced or supported[0]
 
 

@@ -21,9 +21,9 @@ Dtype = Literal["float32", "bfloat16", "int8", "int4"]
 
 # Bytes of a weight, scales and padding included.
 _BYTES: dict[Dtype, float] = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.13, "int4": 0.63}
-_FOUR_BITS = {"Q4_0", "Q4_1"}
+FOUR_BITS = {"Q4_0", "Q4_1"}
 # The storage types that each type holds without loss; float32 holds all of them.
-_EXACT: dict[Dtype, set[str]] = {"int4": _FOUR_BITS, "int8": {"Q8_0", *_FOUR_BITS}, "bfloat16": {"BF16"}}
+_EXACT: dict[Dtype, set[str]] = {"int4": FOUR_BITS, "int8": {"Q8_0", *FOUR_BITS}, "bfloat16": {"BF16"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def _checked(dtype: str) -> Dtype:
 
 
 def _kept(weight: Weight, dtype: Dtype, is_end: bool) -> Dtype:
-    if dtype != "int4" or weight.storage in _FOUR_BITS:
+    if dtype != "int4" or weight.storage in FOUR_BITS:
         return dtype
     return "int8" if is_end or weight.storage == "Q8_0" else "int4"
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from knee.devices.base import FloatArray, Weights
+from knee.devices.cpu.dtypes import FOUR_BITS
 from knee.devices.fuse import RESULT, FusedLinear, FusedOp, fuse
 from knee.errors import UserError
 from knee.program import Attention, Embed, Gate, Norm, Op, Program, Rope, SelectOutputs, WriteKV
@@ -25,7 +26,9 @@ def encode(model: _native.Model, program: Program, weights: Weights, keep: Mappi
 
     Raises `NumericsError` with the tensor's name where a weight is NaN or infinite.
     """
-    ops = fuse(program, keep)
+    # 4-bit blocks are kept with their minimum, in int8 too: others beside them would be rounded to their 16 values.
+    kinds = {name: (kept, weights[name].storage in FOUR_BITS) for name, kept in keep.items()}
+    ops = fuse(program, kinds)
     encoder = _Encoder(model, program, weights, keep, _neighbours(ops))
     for op in ops:
         encoder.add(op)
