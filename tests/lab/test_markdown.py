@@ -65,6 +65,13 @@ def test_a_run_without_metrics_has_a_page_too(kind: str) -> None:
     assert "GPU utilization: —" in page
 
 
+def test_the_model_s_line_says_what_it_ran_on() -> None:
+    made = record()
+    ran = made.model.model_copy(update={"device": "cpu", "isa": "avx2", "threads": 2})
+    assert "distilgpt2 @ float32 (cpu, avx2, threads: 2)" in to_markdown(made.model_copy(update={"model": ran}), "en")
+    assert "distilgpt2 @ float32 (cpu)" in to_markdown(made, "en")
+
+
 def test_cold_and_warm_prefill_are_two_numbers() -> None:
     page = to_markdown(record())
     assert "434.26 ms cold" in page

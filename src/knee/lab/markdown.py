@@ -46,7 +46,7 @@ def to_markdown(record: Record, lang: Lang = "en") -> str:
 
 def _where(record: Record) -> str:
     """Device, instruction set and threads, as far as the record has them."""
-    parts = [record.model.device, record.model.isa, record.model.threads and f"--threads {record.model.threads}"]
+    parts = [record.model.device, record.model.isa, record.model.threads and f"threads: {record.model.threads}"]
     known = ", ".join(escaped(str(part)) for part in parts if part)
     return f" ({known})" if known else ""
 
