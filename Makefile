@@ -11,12 +11,13 @@ OUT ?= runs
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: $(VENV)/.installed ## Run the log's four experiments on the default model
+run: $(VENV)/.installed ## Run the log's four experiments on the default model, and make the report
 	$(BIN)/knee models pull smollm2-135m
 	$(BIN)/knee baseline --out $(OUT)
 	$(BIN)/knee inspect --out $(OUT)
 	$(BIN)/knee kvcache --out $(OUT) --prompt-lengths 10,50,200 --max-new-tokens 50
-	$(BIN)/knee sweep --out $(OUT) --requests 16 --max-new-tokens 32 --batch-sizes 1,4,8 --wait-ms 0,10
+	$(BIN)/knee sweep --out $(OUT) --policies dynamic,continuous --batch-sizes 1,4,8 --wait-ms 0,10 --budget 4m
+	$(BIN)/knee report latest --out $(OUT)
 
 test: $(VENV)/.installed-dev ## Run every test (installs torch and transformers, the oracle)
 	@# Two processes with a thread each: BLAS threads of two processes would wait for each other.

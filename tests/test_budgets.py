@@ -24,6 +24,7 @@ SLOW = {
     "gguf",
     "jinja2",
     "psutil",
+    "matplotlib",
 }
 
 
@@ -37,8 +38,17 @@ def test_import_and_help_load_nothing_slow(program: str) -> None:
     assert not loaded & SLOW
 
 
+def test_a_trial_s_process_loads_nothing_that_only_judges_or_shows() -> None:
+    check = "import sys, knee.lab.worker; print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    loaded = ast.literal_eval(done.stdout)
+    assert "numpy" in loaded
+    assert not {name.split(".")[0] for name in loaded} & {"rich", "pydantic", "matplotlib", "click"}
+    assert not [name for name in loaded if name.startswith(("knee.lab.judgement", "knee.lab.report", "knee.cli"))]
+
+
 def test_no_dependency_needs_torch() -> None:
-    check = "import knee.cli.main, knee.llm, knee.lab.sweep, sys; sys.exit('torch' in sys.modules)"
+    check = "import knee.cli.main, knee.llm, knee.lab.sweep, knee.lab.report, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 

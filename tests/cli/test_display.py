@@ -10,6 +10,7 @@ from rich.console import Console
 
 from knee.cli import display, terminal
 from knee.lab.messages import Lang
+from knee.lab.progress import Status
 from knee.lab.records import Record
 from tests.lab.samples import METRICS, record
 
@@ -41,7 +42,7 @@ def test_numbers_of_a_column_have_the_same_decimals() -> None:
 
 def test_lines_end_at_spaces_or_between_chinese_characters_and_lose_nothing() -> None:
     words = "从到达算起的平均延迟最低：dynamic (8) 与 continuous (8) 无法区分，请重复。"
-    wrapped = display._wrapped(words, 20).plain
+    wrapped = display.wrapped(words, 20).plain
     assert max(map(cell_len, wrapped.split("\n"))) <= 20
     assert wrapped.replace("\n", "").replace(" ", "") == words.replace(" ", "")
     assert "dynamic" in wrapped
@@ -77,6 +78,38 @@ def test_progress_says_which_trial_of_how_many(monkeypatch: pytest.MonkeyPatch) 
         progress(3, 12, "dynamic (8 / 10 ms)")
     assert "3/12" in screen.getvalue()
     assert "dynamic (8 / 10 ms)" in screen.getvalue()
+
+
+@pytest.mark.parametrize(("lang", "left", "best"), [("en", "2:05", "best"), ("zh", "2:05", "最佳")])
+def test_progress_of_a_sweep_says_what_was_best_so_far_and_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, lang: Lang, left: str, best: str
+) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(display, "Console", lambda **_: Console(file=screen, force_terminal=True, width=160))
+    with display.sweep_progress(lang) as tell:
+        tell(Status(0, 12, "static (8)", None, None, None, None))
+        first = screen.getvalue()
+        tell(Status(3, 12, "static (1)", 124.6, "static (8)", 1234.0, 56.0))
+    assert "0/12" in first
+    assert best not in first
+    later = screen.getvalue()[len(first) :]
+    for words in ("3/12", "static (1)", "static (8)", "1234.0", "56", left, best):
+        assert words in later
+
+
+def test_what_to_run_is_last_on_the_page_and_says_what_was_left_out_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = shown(monkeypatch, record("sweep", notes=["By hand."]), "en", 100)
+    parts = [
+        "Batch 4 beats <batch 1>.",
+        "There was no time for <batch 8>.",
+        "By hand.",
+        "Live chat",
+        "For chat: dynamic",
+    ]
+    parts += ["API service", "Offline work", "Too few <repeats> to tell.", "Knee", "The knee is *dynamic*"]
+    places = [page.find(part) for part in parts]
+    assert -1 not in places, parts[places.index(-1)]
+    assert places == sorted(places)
 
 
 @pytest.mark.parametrize(("width", "hides"), [(80, True), (160, False)])

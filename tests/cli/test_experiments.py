@@ -12,7 +12,11 @@ from click.testing import CliRunner, Result
 
 from knee.cli import baseline, inspect, kvcache, models, sweep
 from knee.errors import KneeError, UserError
-from knee.lab.runs import read_run
+from knee.lab import sweep as lab
+from knee.lab.records import RequestRow
+from knee.lab.runs import list_runs, read_run
+from knee.lab.trial import Trial
+from knee.lab.worker import InThisProcess
 
 SHORT: dict[str, tuple[click.Command, list[str]]] = {
     "baseline": (baseline.command, ["--max-new-tokens", "4"]),
@@ -20,7 +24,7 @@ SHORT: dict[str, tuple[click.Command, list[str]]] = {
     "kvcache": (kvcache.command, ["--max-new-tokens", "4", "--prompt-lengths", "5,9"]),
     "sweep": (
         sweep.command,
-        ["--max-new-tokens", "4", "--batch-sizes", "1,4", "--wait-ms", "0,5", "--policies", "dynamic,continuous"],
+        ["--max-new-tokens", "4", "--batch-sizes", "1,4", "--repeats", "1"],
     ),
 }
 
@@ -29,6 +33,17 @@ def call(kind: str, model: Path, out: Path, *more: str) -> Result:
     command, short = SHORT[kind]
     arguments = [*short, "--model", str(model), "--out", str(out), "--device", "reference", *more]
     return CliRunner().invoke(command, arguments, catch_exceptions=False)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials of a sweep run on a model that this process loads, where all is patched that a test patches.
+
+    Faster, too, as it also leaves out the machine's limits; and no trial is void on a machine that is busy.
+    """
+    monkeypatch.setattr(Trial, "late", False)
+    monkeypatch.setattr(sweep, "make_runner", lambda choice: InThisProcess(choice.load()))
+    monkeypatch.setattr(lab, "measure_limits", lambda *_: None)
 
 
 def document(kind: str, model: Path, out: Path, *more: str) -> dict[str, Any]:
@@ -95,8 +110,12 @@ def test_kvcache_runs_every_length_on_and_off(model: Path, tmp_path: Path) -> No
     assert found["workload"]["prompt_tokens"] == [5, 9]
 
 
+EVERY = ("--policies", "dynamic,continuous", "--wait-ms", "0,5", "--repeats", "2")
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_sweep_has_a_cell_for_every_setting(model: Path, tmp_path: Path) -> None:
-    found = document("sweep", model, tmp_path, "--repeats", "2")
+    found = document("sweep", model, tmp_path, *EVERY)
     metrics = found["metrics"]
     settings = [(cell["policy"], cell["max_batch_size"], cell["max_wait_ms"]) for cell in metrics["cells"]]
     assert settings == [
@@ -110,17 +129,37 @@ def test_sweep_has_a_cell_for_every_setting(model: Path, tmp_path: Path) -> None
     assert {cell["output_tokens"] for cell in metrics["cells"]} == {64}
     assert {len(cell["repeats"]) for cell in metrics["cells"]} == {2}
     assert metrics["same_tokens"]
-    assert (metrics["knee"], metrics["recommendations"]) == (None, None)
+    assert metrics["knee"]["cell"] in range(6)
+    assert {metrics["recommendations"][name]["verdict"] for name in ("chat", "api", "offline")} == {"cannot_tell"}
+    assert metrics["recommendations"]["slo"] is None
+    assert {warning["code"] for warning in found["warnings"]} >= {"few_samples"}
     assert len(found["workload"]["prompts"]) == 16
 
 
+def test_every_trial_of_a_sweep_has_a_process_of_its_own_and_says_what_it_was_like(model: Path, tmp_path: Path) -> None:
+    metrics = document("sweep", model, tmp_path)["metrics"]
+    assert {(trial["cell"], trial["repeat"]) for trial in metrics["trials"]} == {(0, 0), (1, 0)}
+    for trial in metrics["trials"]:
+        assert trial["load_ms"] > 0
+        assert trial["warm_up"]
+        assert trial["solo"]["tokens"] == 4
+        assert min(trial["pulse_ms"]) > 0
+        assert trial["other_load"] >= 0
+    assert metrics["limits"]["read_gb_s"] > 0
+    assert metrics["costs"]["weight_bytes"] > 0
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_a_sweep_with_limits_counts_the_requests_within_them(model: Path, tmp_path: Path) -> None:
-    generous = document("sweep", model, tmp_path, "--slo", "ttft:60000,e2el:60000")["metrics"]["cells"]
-    assert all(cell["goodput"] == pytest.approx(cell["request_throughput"]) for cell in generous)
-    strict = document("sweep", model, tmp_path, "--slo", "ttft:0.000001")["metrics"]["cells"]
-    assert {cell["goodput"] for cell in strict} == {0.0}
+    generous = document("sweep", model, tmp_path, "--slo", "ttft:60000,e2el:60000")["metrics"]
+    assert all(cell["goodput"] == pytest.approx(cell["request_throughput"]) for cell in generous["cells"])
+    assert generous["recommendations"]["slo"]["limits"] == {"ttft": 60000.0, "e2el": 60000.0}
+    strict = document("sweep", model, tmp_path, "--slo", "ttft:0.000001")["metrics"]
+    assert {cell["goodput"] for cell in strict["cells"]} == {0.0}
+    assert strict["recommendations"]["slo"]["verdict"] == "cannot_tell"
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_sweep_takes_prompts_from_a_file_and_runs_all_of_them(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(f'{{"prompt_ids": [{n}, 2]}}\n' for n in range(20)))
@@ -128,8 +167,63 @@ def test_sweep_takes_prompts_from_a_file_and_runs_all_of_them(model: Path, tmp_p
     assert found["workload"]["requests"] == 20
     assert found["workload"]["arrival"] == "poisson:2000"
     assert found["workload"]["prompts"][3] == [3, 2]
+    assert len(found["workload"]["times"]) == 20
 
 
+TRACE = """{"arrival": 10.02, "prompt_length": 7, "output_length": 2}
+{"arrival": 10.00, "prompt": "Why?", "output_length": 6}
+{"arrival": 10.01, "prompt_ids": [5, 6]}
+"""
+
+
+def rows_of(found: dict[str, Any]) -> list[RequestRow]:
+    return read_run(Path(found["path"])).requests
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_trace_is_replayed_with_its_times_prompts_and_lengths(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "trace.jsonl"
+    file.write_text(TRACE)
+    found = document("sweep", model, tmp_path / "runs", "--arrival", f"trace:{file}")
+    workload = found["workload"]
+    assert (workload["requests"], workload["prompt_tokens"], workload["new_tokens"]) == (3, [4, 2, 7], [6, 4, 2])
+    assert workload["times"] == pytest.approx([0.0, 0.01, 0.02])
+    assert workload["max_new_tokens"] == 6
+    first = [(row.prompt_tokens, row.output_tokens, row.scheduled_at) for row in rows_of(found)[:3]]
+    assert first == [(4, 6, 0.0), (2, 4, pytest.approx(0.01)), (7, 2, pytest.approx(0.02))]
+    short = document("sweep", model, tmp_path / "runs", "--arrival", f"trace:{file}", "--requests", "2")
+    assert short["workload"]["prompt_tokens"] == [4, 2]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_trace_of_lengths_needs_no_tokenizer(mute_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "trace.jsonl"
+    file.write_text('{"arrival": 0, "prompt_length": 9}\n{"arrival": 0, "prompt_length": 3}\n')
+    found = document("sweep", mute_model, tmp_path / "runs", "--arrival", f"trace:{file}")
+    assert found["workload"]["prompt_tokens"] == [9, 3]
+    assert found["workload"]["new_tokens"] is None
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_users_of_a_closed_loop_wait_for_their_answers(model: Path, tmp_path: Path) -> None:
+    found = document("sweep", model, tmp_path, "--arrival", "closed:2", "--requests", "6")
+    assert found["workload"]["times"] is None
+    for cell in (0, 1):
+        rows = [row for row in rows_of(found) if row.cell == cell]
+        assert [row.scheduled_at for row in rows[:2]] == [0.0, 0.0]
+        ends = {row.finished_at for row in rows}
+        assert all(row.scheduled_at in ends for row in rows[2:])
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_sweep_that_its_budget_has_room_for_runs_whole(model: Path, tmp_path: Path) -> None:
+    found = document("sweep", model, tmp_path, "--budget", "1h")
+    assert found["options"]["budget"] == "1h"
+    assert found["metrics"]["left_out"] == []
+    assert [len(cell["repeats"]) for cell in found["metrics"]["cells"]] == [1, 1]
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_tokens_that_differ_are_an_error_after_the_record_is_kept(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +239,11 @@ def test_tokens_that_differ_are_an_error_after_the_record_is_kept(
     result = call("sweep", model, tmp_path, "--json")
     assert result.exit_code == 1
     assert not json.loads(result.stdout)["metrics"]["same_tokens"]
+    [entry] = list_runs(tmp_path)
+    assert entry.record is not None
+    assert entry.record.status == "done"
     assert "cannot be compared" in result.stderr
+    assert "defect of knee" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -169,12 +267,25 @@ def test_tokens_that_differ_are_an_error_after_the_record_is_kept(
         ("sweep", ["--policies", "magic", "--wait-ms", "0"], "only policy dynamic"),
         ("sweep", ["--policies", "magic,dynamic"], "unknown batch policy 'magic'"),
         ("sweep", ["--arrival", "rate:0"], "above 0"),
-        ("sweep", ["--arrival", "sometimes"], "burst, rate:R or poisson:R"),
+        ("sweep", ["--arrival", "sometimes"], "closed:N .users. or trace:FILE"),
+        ("sweep", ["--arrival", "gamma:3:0"], "CV .* above 0"),
+        ("sweep", ["--arrival", "closed:0"], "at least 1"),
+        ("sweep", ["--arrival", "trace:/nowhere.jsonl"], "cannot read the trace"),
+        ("sweep", ["--arrival", "{long}"], "a prompt of 513 tokens: the context is 512"),
+        ("sweep", ["--arrival", "{short}", "--prompt", "a"], "a trace has its own prompts"),
+        ("sweep", ["--arrival", "{short}", "--requests", "4"], "has 3 requests and 4 are asked for"),
+        ("sweep", ["--budget", "soon"], "like 90s"),
+        ("sweep", ["--budget", "3s"], "too short: 2 cells with 1 repeats"),
+        ("sweep", ["--resume", "latest"], "no runs in"),
         ("sweep", ["--max-batched-tokens", "2"], "token budget"),
         ("sweep", ["--max-new-tokens", "480"], "context"),
     ],
 )
 def test_bad_input_leaves_no_run(kind: str, arguments: list[str], message: str, model: Path, tmp_path: Path) -> None:
+    short, long = tmp_path / "short.jsonl", tmp_path / "long.jsonl"
+    short.write_text(TRACE)
+    long.write_text('{"arrival": 0, "prompt_length": 513}')
+    arguments = [one.format(short=f"trace:{short}", long=f"trace:{long}") for one in arguments]
     with pytest.raises(UserError, match=message):
         call(kind, model, tmp_path / "runs", *arguments)
     assert not (tmp_path / "runs").exists()

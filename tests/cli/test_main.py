@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -15,6 +14,7 @@ import pytest
 from knee.cli import main
 from knee.devices import DEVICES
 from knee.errors import KneeError, UserError
+from tests.lab.pausing import IN_THE_TRIAL, gone, pausing, wait_for
 
 SLOW = ("numpy", "rich", "pydantic", "tokenizers", "torch", "huggingface_hub", "jinja2", "gguf")
 
@@ -156,71 +156,65 @@ def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str], monkey
     assert "0.1.0" in capsys.readouterr().out
 
 
-def sweep_process(model: Path, out: Path) -> subprocess.Popen[str]:
-    arguments = ["sweep", "--model", str(model), "--out", str(out), "--device", "reference", "--json"]
-    more = ["--arrival", "rate:5", "--requests", "400", "--batch-sizes", "1", "--max-new-tokens", "4"]
-    code = "from knee.cli.main import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+# Here SIGINT may be ignored, which children inherit.
+KNEE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from knee.cli.main import main; main()"
+SWEEP = ("--requests", "6", "--repeats", "2", "--max-new-tokens", "4", "--device", "reference", "--json")
 
 
-RESUMABLE = ["--batch-sizes", "1,2,3", "--repeats", "3", "--requests", "6", "--max-new-tokens", "20", "--json"]
-
-
-def run_sweep(model: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    code = "from knee.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "sweep", "--model", str(model), "--out", str(out), *RESUMABLE, *more]
+def sweep(model: Path, out: Path, *more: str, code: str = KNEE) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, "sweep", "--model", str(model), "--out", str(out), *SWEEP, *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("trials", [1, 4, 7])
+def rows(folder: Path) -> list[dict[str, object]]:
+    """Of the requests, whole lines."""
+    text = (folder / "requests.jsonl").read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+@pytest.mark.parametrize("trials", [1, 3])
 def test_a_killed_sweep_is_resumed_and_ends_with_the_same_cells(model: Path, tmp_path: Path, trials: int) -> None:
-    process = run_sweep(model, tmp_path)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        files = list(tmp_path.glob("*/requests.jsonl"))
-        if files and files[0].read_bytes().count(b"\n") >= 6 * trials:
-            break
-        time.sleep(0.001)
+    cells = ("--batch-sizes", "1,2")
+    process = sweep(model, tmp_path, *cells)
+    wait_for(lambda: process.poll() is not None or any(len(rows(path)) >= 6 * trials for path in tmp_path.iterdir()))
     process.kill()
     process.communicate()
     [folder] = tmp_path.iterdir()
-    other = run_sweep(model, tmp_path, "--resume", "latest", "--seed", "3")
-    _, err = other.communicate(timeout=60)
+    other = sweep(model, tmp_path, *cells, "--resume", "latest", "--seed", "3")
+    _, err = other.communicate()
     assert other.returncode == 2
-    assert "another command (seed" in err
+    assert "was begun otherwise (seed" in err
 
-    resumed = run_sweep(model, tmp_path, "--resume", folder.name)
-    out, err = resumed.communicate(timeout=60)
+    resumed = sweep(model, tmp_path, *cells, "--resume", folder.name)
+    out, err = resumed.communicate()
     assert resumed.returncode == 0, err
     record = json.loads(out)
     assert (record["status"], record["path"]) == ("done", str(folder))
-    assert [cell["cell"] for cell in record["metrics"]["cells"]] == [0, 1, 2]
-    assert all(len(cell["repeats"]) == 3 for cell in record["metrics"]["cells"])
-    rows = [json.loads(line) for line in (folder / "requests.jsonl").read_text().splitlines()]
-    trial_rows = [(row["cell"], row["repeat"], row["request"]) for row in rows]
-    assert sorted(trial_rows) == [(c, r, n) for c in range(3) for r in range(3) for n in range(6)]
+    assert [cell["cell"] for cell in record["metrics"]["cells"]] == [0, 1]
+    assert all(len(cell["repeats"]) == 2 for cell in record["metrics"]["cells"])
+    kept = [(row["cell"], row["repeat"], row["request"]) for row in rows(folder) if not row["void"]]
+    assert sorted(kept) == [(c, r, n) for c in range(2) for r in range(2) for n in range(6)]
     assert record["metrics"]["same_tokens"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_says_what_it_keeps(model: Path, tmp_path: Path, how: signal.Signals) -> None:
-    process = sweep_process(model, tmp_path)
-    deadline = time.monotonic() + 30
-    while not list(tmp_path.glob("*/steps.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(1.5)  # past the look around and the warm-up, into the trial
+    marker, runs = tmp_path / "pid", tmp_path / "runs"
+    child = pausing(marker, IN_THE_TRIAL)
+    code = f"import sys; from knee.lab import worker; worker._COMMAND = (sys.executable, '-c', {child!r}); {KNEE}"
+    process = sweep(model, runs, "--arrival", "rate:0.1", "--batch-sizes", "1", code=code)
+    wait_for(lambda: marker.exists() or process.poll() is not None)
     process.send_signal(how)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate()
     assert process.returncode == 130, err
     assert out == ""
-    [folder] = tmp_path.iterdir()
-    assert "interrupted; what was measured is kept in" in err
+    [folder] = runs.iterdir()
+    assert f"interrupted; what was measured is kept in {folder}" in err
+    assert f"--resume {folder.name}" in err
     assert "Traceback" not in err
     assert json.loads((folder / "record.json").read_text())["status"] == "interrupted"
-    rows = [json.loads(line) for line in (folder / "requests.jsonl").read_text().splitlines()]
-    assert any(row["finish_reason"] == "length" for row in rows)
+    assert [row["finish_reason"] for row in rows(folder)] == ["length"]
+    assert gone(int(marker.read_text()))
 
 
 def test_a_reader_that_has_had_enough_is_no_error(model: Path) -> None:

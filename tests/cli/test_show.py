@@ -12,9 +12,10 @@ from click.testing import CliRunner, Result
 
 from knee.cli import doctor, list_runs, show
 from knee.errors import RecordError
+from knee.lab.judgement.judge import judge
 from knee.lab.records import Record
-from knee.lab.runs import RunFolder
-from tests.lab.samples import METRICS, record
+from knee.lab.runs import RunFolder, read_run
+from tests.lab.samples import METRICS, record, run_spec
 
 NASTY = "a\x1b[31m\u202eb\x9bc [bold]d"
 
@@ -24,8 +25,8 @@ def call(command: object, *arguments: object) -> Result:
 
 
 def keep(out: Path, made: Record) -> Path:
-    with RunFolder.create(out, made) as run:
-        run.finish(made)
+    with RunFolder.create(out, run_spec(made)) as run:
+        run.finish(judge(run.spec, [], []))
     return run.path
 
 
@@ -42,9 +43,20 @@ def test_show_in_a_pipe_is_the_markdown_of_the_record(tmp_path: Path, kind: str)
 
 
 def test_show_json_is_the_record_and_nothing_else(tmp_path: Path) -> None:
-    keep(tmp_path, record("sweep"))
+    path = keep(tmp_path, record("sweep"))
     result = call(show.command, "latest", "--out", tmp_path, "--json")
-    assert Record.model_validate(json.loads(result.stdout)) == record("sweep")
+    shown = Record.model_validate(json.loads(result.stdout))
+    assert shown == read_run(path).record
+    assert shown.metrics == record("sweep").metrics
+
+
+def test_show_makes_a_record_that_is_gone_again_and_says_so(tmp_path: Path) -> None:
+    path = keep(tmp_path, record())
+    page = call(show.command, path).stdout
+    (path / "record.json").unlink()
+    result = call(show.command, path)
+    assert result.stdout == page
+    assert "record.json is missing" in result.stderr
 
 
 def test_show_warns_of_a_torn_line_on_stderr_only(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from knee.lab.records import (
     BaselineMetrics,
@@ -17,16 +17,23 @@ from knee.lab.records import (
     KvCacheMetrics,
     ModelInfo,
     Record,
-    RepeatTotals,
     RequestRow,
     Software,
     StepRow,
+    TopCandidate,
+    Workload,
+)
+from knee.lab.spec import RunSpec
+from knee.lab.sweep_records import (
+    Interval,
+    Knee,
+    Recommendation,
+    Recommendations,
+    RepeatTotals,
     Summary,
     SweepCell,
     SweepMetrics,
-    TopCandidate,
     Tradeoff,
-    Workload,
 )
 
 BASELINE = BaselineMetrics(
@@ -103,9 +110,16 @@ def summary(mean: float | None) -> Summary:
     return Summary(mean=mean, p50=mean, p90=mean, p95=mean, p99=mean)
 
 
+def interval(value: float) -> Interval:
+    """Of five repeats that lie close together."""
+    return Interval(value=value, low=value * 0.98, high=value * 1.02, n=5)
+
+
 def sweep_cell(batch: int) -> SweepCell:
     """A cell of a sweep, with a different number in each latency."""
     return SweepCell(
+        cell=0 if batch == 1 else 1,
+        label=f"dynamic ({batch} / 10 ms)",
         policy="dynamic",
         max_batch_size=batch,
         max_wait_ms=10.0,
@@ -123,7 +137,34 @@ def sweep_cell(batch: int) -> SweepCell:
         slot_utilization=0.5,
         mean_batch_size=float(batch),
         tokens_sha256="0" * 64,
+        intervals={"output_throughput": interval(204.0), "e2el_ms": interval(1333.0), "power": interval(4.81)},
     )
+
+
+def recommendation(scenario: Literal["chat", "api", "offline", "slo"]) -> Recommendation:
+    """A clear answer: the larger batch."""
+    return Recommendation(
+        scenario=scenario,
+        objective="goodput",
+        limits={"e2el": 600.0},
+        limits_how="The limits given with --slo.",
+        verdict="clear",
+        cell=1,
+        label="dynamic (4 / 10 ms)",
+        tied=[],
+        value=interval(6.4),
+        within=0.9,
+        against=None,
+        sentence=f"For {scenario}: dynamic (4 / 10 ms).",
+        commands={"knee": "knee sweep --policies dynamic --batch-sizes 4", "Triton Inference Server": "a {\n  b: 1\n}"},
+    )
+
+
+def no_recommendation(scenario: Literal["chat", "api", "offline", "slo"]) -> Recommendation:
+    """Three repeats are too few."""
+    clear = recommendation(scenario)
+    nothing = {"verdict": "cannot_tell", "cell": None, "label": None, "value": None, "within": None, "commands": {}}
+    return clear.model_copy(update=nothing | {"sentence": "Too few <repeats> to tell."})
 
 
 SWEEP = SweepMetrics(
@@ -142,6 +183,19 @@ SWEEP = SweepMetrics(
     ],
     same_tokens=True,
     findings=["Batch 4 beats <batch 1>."],
+    knee=Knee(
+        cell=1,
+        label="dynamic (4 / 10 ms)",
+        tied=[],
+        power=interval(4.81),
+        found_batches=[4],
+        roofline_batch=8.0,
+        sentence="The knee is *dynamic* (4 / 10 ms).",
+    ),
+    recommendations=Recommendations(
+        chat=recommendation("chat"), api=recommendation("api"), offline=no_recommendation("offline")
+    ),
+    left_out=["There was no time for <batch 8>."],
 )
 
 METRICS = {metrics.kind: metrics for metrics in (BASELINE, INSPECT, KVCACHE, SWEEP)}
@@ -193,6 +247,14 @@ def record(kind: str = "baseline", *, done: bool = True, **changes: Any) -> Reco
         "metrics": METRICS[kind] if done else None,
     }
     return Record(**{**fields, **changes})
+
+
+def run_spec(made: Record) -> RunSpec:
+    """The spec of a run that found what the record says, however it found it."""
+    asked = made.model_copy(update={"status": "running", "metrics": None, "warnings": [], "notes": [], "claims": []})
+    return RunSpec(
+        draft=asked, observed=made.metrics, observed_warnings=list(made.warnings), observed_notes=list(made.notes)
+    )
 
 
 def request_row(request: int = 0) -> RequestRow:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -104,27 +103,30 @@ def test_an_examination_reports_as_json(monkeypatch: pytest.MonkeyPatch, kernels
     assert document["timer_resolution_ns"] > 0
 
 
-def test_our_own_work_is_no_other_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A machine where only we work: all that is busy is this process.
-    monkeypatch.setattr(doctor, "_busy_seconds", time.process_time)
-    done = threading.Event()
+class FakeSystem:
+    """A clock that moves when somebody sleeps, and what was busy until then: `busy` cores, `own` of them with us."""
 
-    def work() -> None:
-        while not done.is_set():
-            sum(range(1000))
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, busy: float, own: float) -> None:
+        self.now, self.own = 50.0, own
+        monkeypatch.setattr(doctor, "time", SimpleNamespace(perf_counter=lambda: self.now, sleep=self.sleep))
+        monkeypatch.setattr(doctor, "busy_seconds", lambda: busy * self.now)
+        monkeypatch.setattr(doctor.psutil, "Process", lambda: self)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        assert other_load(0.3) < 0.1
-    finally:
-        done.set()
-        thread.join()
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def cpu_times(self) -> tuple[float, ...]:
+        return self.own * self.now * 0.75, self.own * self.now * 0.25, 99.0
 
 
-def test_others_work_is_other_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_busy_seconds", lambda: 1.5 * time.perf_counter())
-    assert other_load(0.1) == pytest.approx(1.5, abs=0.2)
+@pytest.mark.parametrize(
+    ("busy", "own", "others"), [(0.9, 0.9, 0.0), (1.5, 0.0, 1.5), (1.5, 0.5, 1.0), (0.2, 0.3, 0.0)]
+)
+def test_others_work_is_other_load_and_ours_is_not(
+    monkeypatch: pytest.MonkeyPatch, busy: float, own: float, others: float
+) -> None:
+    FakeSystem(monkeypatch, busy, own)
+    assert other_load(0.5) == pytest.approx(others)
 
 
 def test_the_catalogue_has_no_advice_for_nothing() -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from knee.devices.base import Span
 from knee.errors import KneeError, UserError
-from knee.lab.kvcache import KvCacheSpec, StepPair, pays_from, run
+from knee.lab.kv_steps import StepPair, pays_from
+from knee.lab.kvcache import KvCacheSpec, run
 from knee.lab.records import KvCacheMetrics
 from knee.lab.workload import Prompt
 from tests.fake_device import next_token

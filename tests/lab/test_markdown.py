@@ -12,9 +12,10 @@ from markdown_it import MarkdownIt
 from knee.lab.environment import gpu_utilization
 from knee.lab.markdown import escaped, to_markdown
 from knee.lab.messages import LANGUAGES, Lang, text
-from knee.lab.records import BatchPolicy, InspectMetrics
+from knee.lab.records import BatchPolicy, InspectMetrics, Warning_
+from knee.lab.sweep_records import Claim, Interval
 from knee.lab.visible import visible
-from tests.lab.samples import METRICS, SWEEP, record
+from tests.lab.samples import METRICS, SWEEP, recommendation, record
 
 TEMPLATE = [
     "name",
@@ -81,7 +82,7 @@ def test_cold_and_warm_prefill_are_two_numbers() -> None:
 
 def test_the_log_s_latency_columns_hold_service_times_and_knee_s_hold_the_queue() -> None:
     page = to_markdown(record("sweep"))
-    log, knee, batch = re.findall(r"(?m)^\| dynamic \| 1 \| 10 \|.*$", page)
+    log, knee, _, batch = re.findall(r"(?m)^\| dynamic \| 1 \| 10 \|.*$", page)
     assert [cell.strip() for cell in log.strip("|").split("|")][3:] == ["2.509", "204.00", "156.75", "156.75"]
     assert "1176.2" in knee
     assert "1333.0" in knee
@@ -89,6 +90,69 @@ def test_the_log_s_latency_columns_hold_service_times_and_knee_s_hold_the_queue(
     assert "service times" in page
     assert row(page, "| dynamic | 4 | 10 | +103%")[3:] == ["+103%", "+102%", "-40%", "1.01x"]
     assert "- Batch 4 beats \\<batch 1\\>." in page
+
+
+def test_what_to_run_comes_before_the_tables_and_the_user_s_own_limits_first() -> None:
+    given = SWEEP.recommendations
+    assert given is not None
+    own = given.model_copy(update={"slo": recommendation("slo")})
+    page = to_markdown(record("sweep", metrics=SWEEP.model_copy(update={"recommendations": own})))
+    parts = [
+        "**Within your limits** (clear): For slo: dynamic (4 / 10 ms)",
+        "Limits: e2el 600.00 ms. The limits given with --slo",
+        "**Live chat** (clear): For chat: dynamic (4 / 10 ms)",
+        "**API service** (clear): For api",
+        "**Offline work** (cannot tell): Too few \\<repeats\\> to tell.",
+        "**Knee**: The knee is \\*dynamic\\* (4 / 10 ms).",
+        "- Batch 4 beats",
+        "- There was no time for \\<batch 8\\>.",
+        "| dynamic | 1 |",
+    ]
+    places = [page.find(part) for part in parts]
+    assert -1 not in places, parts[places.index(-1)]
+    assert places == sorted(places)
+
+
+def test_commands_can_be_copied_line_by_line() -> None:
+    page = to_markdown(record("sweep"))
+    assert "\n```\nknee sweep --policies dynamic --batch-sizes 4\n```\n" in page
+    assert "\n```\na {\n  b: 1\n}\n```\n" in page
+
+
+def test_no_command_ends_its_block() -> None:
+    given = recommendation("chat").model_copy(update={"commands": {"knee": "a ``` # b\x1b[31m\n```\n# c"}})
+    assert SWEEP.recommendations is not None
+    answer = SWEEP.recommendations.model_copy(update={"chat": given})
+    rendered = html(to_markdown(record("sweep", metrics=SWEEP.model_copy(update={"recommendations": answer}))))
+    assert "<code>a  # b\\x1b[31m\n\n# c\n</code>" in rendered
+
+
+def test_a_median_has_its_interval_beside_it_where_there_is_one() -> None:
+    line = re.findall(r"(?m)^\| dynamic \| 4 \| 10 \|.*$", to_markdown(record("sweep")))[2]
+    assert line.split(" | ")[4:8] == ["204.00 [199.92, 208.08]", "1333.0 [1306.3, 1359.7]", "—", "—"]
+    few = SWEEP.cells[0].model_copy(update={"intervals": {"e2el_ms": Interval(value=5.0, low=None, high=None, n=2)}})
+    page = to_markdown(record("sweep", metrics=SWEEP.model_copy(update={"cells": [few]})))
+    assert re.findall(r"(?m)^\| dynamic \| 1 \| 10 \|.*$", page)[2].split(" | ")[5] == "5.00"
+
+
+def test_claims_that_were_measured_are_in_a_table() -> None:
+    made = [
+        Claim(code="a", statement="A | costs.", verdict="refuted", effect=None, sentence="It *does* not."),
+        Claim(code="b", statement="B pays.", verdict="not_measured", effect=None, sentence="See elsewhere."),
+    ]
+    page = to_markdown(record("baseline", claims=made))
+    assert row(page, "| A \\| costs.")[-1] == "It \\*does\\* not."
+    assert "B pays." not in page
+    assert html(page).count("<h2>") == html(to_markdown(record("baseline", claims=[]))).count("<h2>") + 1
+    assert html(to_markdown(record("baseline", claims=made[1:]))).count("<h2>") == html(page).count("<h2>") - 1
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_a_warning_comes_with_its_advice(lang: Lang) -> None:
+    doubt = Warning_(code="swap", message=text("en", "warning.swap", gib="0.5"), advice=text("en", "advice.swap"))
+    page = to_markdown(record(warnings=[doubt]), lang)
+    said = f"swap: {text(lang, 'warning.swap', gib='0.5')} {text(lang, 'advice.swap')}"
+    assert escaped(said) in page
 
 
 def test_what_does_not_apply_is_a_dash() -> None:

@@ -28,20 +28,22 @@ def test_both_languages_have_the_same_places_for_values(key: str) -> None:
     assert fields(english) == fields(chinese)
 
 
+# Who asks for words: which argument is the key, and what stands before it.
+PLACES = {"text": [(1, "")], "say": [(0, "")], "warning": [(0, "warning.")], "_doubt": [(1, "advice.")]}
+
+
 def asked_keys() -> Iterator[tuple[str, bool]]:
     """Keys in `text(lang, "key")`, `say("key")` and `warning("code")`; of an f-string its constant beginning."""
     for file in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
                 continue
-            place = {"text": 1, "say": 0}.get(node.func.id)
-            if place is None or len(node.args) <= place:
-                continue
-            key = node.args[place]
-            if isinstance(key, ast.Constant) and isinstance(key.value, str):
-                yield key.value, True
-            if isinstance(key, ast.JoinedStr) and isinstance(key.values[0], ast.Constant):
-                yield str(key.values[0].value), False
+            for place, topic in PLACES.get(node.func.id, ()):
+                key = node.args[place] if len(node.args) > place else None
+                if isinstance(key, ast.Constant) and isinstance(key.value, str):
+                    yield topic + key.value, True
+                if isinstance(key, ast.JoinedStr) and isinstance(key.values[0], ast.Constant):
+                    yield topic + str(key.values[0].value), False
 
 
 def test_every_key_that_the_source_asks_for_exists() -> None:

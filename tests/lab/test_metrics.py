@@ -8,7 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knee.lab import metrics
+from knee.lab.judgement.measured import CellRows
 from knee.lab.records import RequestRow, StepRow
+from knee.lab.slo import Slo
+from knee.lab.spec import CellSetting
+from knee.lab.sweep_records import COMPARED, SweepCell
 
 
 def request(
@@ -51,6 +55,16 @@ def step(number: int, started_at: float, ms: float, batch_size: int) -> StepRow:
         host_ms=0.0,
         batch_size=batch_size,
     )
+
+
+def cell_of(
+    size: int, rows: list[RequestRow], slo: Slo | None = None, policy: str = "static", wait: float | None = None
+) -> SweepCell:
+    """Summarized, with one step a repeat."""
+    repeats = metrics.by_repeat(rows)
+    steps = {repeat: [step(0, 0.0, 5.0, size)] for repeat in repeats}
+    setting = CellSetting(policy=policy, max_batch_size=size, max_wait_ms=wait)
+    return metrics.summarize_cell(CellRows(0, setting, repeats, steps), slo)
 
 
 # --- one request -------------------------------------------------------------------------------------------------
@@ -96,12 +110,19 @@ def test_parts_of_a_latency_add_up(times, due):
 # --- distributions -----------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50))
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=400))
 def test_percentiles_are_linear_between_neighbours_as_in_numpy(values):
     found = metrics.summarize(values)
     for percent in (50, 90, 95, 99):
-        assert getattr(found, f"p{percent}") == pytest.approx(np.percentile(values, percent), abs=1e-6)
+        if (value := getattr(found, f"p{percent}")) is not None:
+            assert value == pytest.approx(np.percentile(values, percent), abs=1e-6)
     assert found.mean == pytest.approx(np.mean(values), abs=1e-6)
+
+
+@pytest.mark.parametrize(("percent", "needed"), [(50, 5), (90, 30), (95, 60), (99, 300)])
+def test_a_percentile_is_named_only_where_there_are_enough_values_for_it(percent: int, needed: int):
+    assert getattr(metrics.summarize([1.0] * needed), f"p{percent}") == 1.0
+    assert getattr(metrics.summarize([*[1.0] * (needed - 1), None, None]), f"p{percent}") is None
 
 
 def test_no_values_have_no_summary():
@@ -137,7 +158,7 @@ def test_a_batch_is_what_joined_together():
 
 def test_tokens_per_second_times_seconds_are_the_tokens_that_were_given():
     rows = [request(n, tokens=(1.0, 2.0 + repeat), repeat=repeat) for repeat in range(3) for n in range(4)]
-    cell = metrics.summarize_cell("static", 4, None, rows, [step(0, 0.0, 5.0, 4)])
+    cell = cell_of(4, rows)
     assert cell.duration_s == 3.0
     assert cell.output_tokens == 8
     assert cell.output_throughput * cell.duration_s == pytest.approx(8)
@@ -147,10 +168,66 @@ def test_tokens_per_second_times_seconds_are_the_tokens_that_were_given():
 
 def test_a_failed_request_is_counted_and_has_no_latency():
     rows = [request(0, tokens=(1.0, 2.0)), request(1, tokens=(9.0,), reason="error")]
-    cell = metrics.summarize_cell("static", 2, None, rows, [step(0, 0.0, 5.0, 2)])
+    cell = cell_of(2, rows)
     assert cell.failed == 1
     assert cell.e2el_ms.mean == 2000.0
     assert cell.output_tokens == 3
+
+
+def test_a_repeat_has_a_value_of_each_metric_and_a_cell_an_interval_over_them():
+    rows = [
+        request(n, start=0.5, tokens=(1.0, 2.0 + repeat / 100), repeat=repeat) for repeat in range(5) for n in range(4)
+    ]
+    cell = cell_of(4, rows, Slo.parse("ttft:1000"))
+    assert [set(repeat.values) for repeat in cell.repeats] == [set(COMPARED)] * 5
+    first = cell.repeats[0].values
+    assert (first["ttft_ms"], first["queue_ms"], first["service_ms"]) == (1000.0, 500.0, 1500.0)
+    assert (first["e2el_ms"], first["tpot_ms"]) == (2000.0, 1000.0)
+    assert (first["output_throughput"], first["request_throughput"], first["goodput"]) == (4.0, 2.0, 2.0)
+    assert first["power"] == 1.0  # 2 requests/s over 2 s
+    latency = cell.intervals["e2el_ms"]
+    assert (latency.value, latency.n) == (2020.0, 5)
+    assert latency.low is not None
+    assert latency.high is not None
+    assert 1990.0 < latency.low < 2020.0 < latency.high < 2050.0
+
+
+def test_fewer_repeats_than_an_interval_takes_have_a_median_alone():
+    interval = cell_of(1, [request(tokens=(1.0 + n,), repeat=n) for n in range(4)]).intervals["e2el_ms"]
+    assert (interval.value, interval.low, interval.high, interval.n) == (2500.0, None, None, 4)
+
+
+def test_a_metric_that_a_repeat_lacks_has_no_interval():
+    cell = cell_of(1, [request(tokens=(1.0, 2.0)), request(tokens=(1.0,), repeat=1)])
+    assert "tpot_ms" not in cell.intervals
+    assert "goodput" not in cell.intervals
+    assert "e2el_ms" in cell.intervals
+
+
+def test_a_repeat_that_stands_apart_is_labelled_and_counts_all_the_same():
+    times = [1.0, 1.01, 0.99, 1.02, 0.98, 9.0]
+    cell = cell_of(1, [request(tokens=(time,), repeat=n) for n, time in enumerate(times)])
+    assert [bool(repeat.outlier) for repeat in cell.repeats] == [False] * 5 + [True]
+    assert "e2el_ms" in cell.repeats[5].outlier
+    assert cell.intervals["e2el_ms"].n == 6
+
+
+def test_goodput_counts_the_requests_within_the_limits_a_second():
+    rows = [request(0, tokens=(0.1, 2.0)), request(1, tokens=(0.1, 2.0)), request(2, tokens=(0.9, 2.0))]
+    rows.append(request(3, tokens=(0.1,), reason="error"))
+    assert cell_of(4, rows, Slo.parse("ttft:500")).goodput == 1.0
+    assert cell_of(4, rows, Slo.parse("ttft:1")).goodput == 0.0
+    assert cell_of(4, rows).goodput is None
+
+
+@pytest.mark.parametrize(("ends", "idle"), [((0.1, 0.1, 0.2), True), ((0.1, 0.2, 0.2), False)])
+def test_a_window_is_idle_where_every_batch_but_the_last_was_full(ends: tuple[float, ...], idle: bool):
+    rows = [request(n, tokens=(end,)) for n, end in enumerate(ends)]
+    sizes = (2, 1) if idle else (1, 2)
+    steps = {0: [step(n, n / 10, 100.0, size) for n, size in enumerate(sizes)]}
+    for wait, expected in ((0.0, idle), (None, False)):
+        setting = CellSetting(policy="dynamic", max_batch_size=2, max_wait_ms=wait)
+        assert metrics.summarize_cell(CellRows(0, setting, {0: rows}, steps), None).window_idle is expected
 
 
 def test_other_tokens_in_any_cell_or_repeat_are_found():
@@ -176,7 +253,7 @@ def cell_like_the_log(size: int, seconds: float, service: float):
         start = number // size * service
         end = seconds if number // size == 16 // size - 1 else start + service
         rows.append(request(number, start=end - service, tokens=(end - service, *[end] * 31)))
-    return metrics.summarize_cell("static", size, 0.0, rows, [step(0, 0.0, 5.0, size)])
+    return cell_of(size, rows)
 
 
 def test_the_tradeoff_of_the_log_comes_out_as_it_states_it():
@@ -192,6 +269,25 @@ def test_the_tradeoff_of_the_log_comes_out_as_it_states_it():
     assert third.throughput_change == pytest.approx(3.20, abs=0.005)
     assert third.service_change == pytest.approx(0.96, abs=0.005)
     assert third.efficiency == pytest.approx(3.3, abs=0.05)
+
+
+def test_a_cell_against_another_is_compared_round_by_round():
+    slow = [request(tokens=(1.0 + n / 10,), repeat=n) for n in range(6)]
+    fast = [request(tokens=((1.0 + n / 10) / 2,), repeat=n) for n in range(6)]
+    first, second = metrics.tradeoff([cell_of(1, slow), cell_of(4, fast)])
+    assert first.effects == {}
+    latency = second.effects["e2el_ms"]
+    assert (latency.verdict, latency.n) == ("better", 6)
+    assert latency.change == pytest.approx(-0.5)
+    assert second.effects["output_throughput"].change == pytest.approx(1.0)
+    few = metrics.tradeoff([cell_of(1, slow[:1]), cell_of(4, fast[:1])])[1]
+    assert few.effects["e2el_ms"].verdict == "cannot_tell"
+
+
+def test_rounds_that_one_of_two_cells_lacks_are_compared_with_nothing():
+    one = cell_of(1, [request(tokens=(1.0 + n / 10,), repeat=n) for n in (0, 1, 2, 3)])
+    other = cell_of(4, [request(tokens=(1.0 + n / 10,), repeat=n) for n in (2, 3, 4, 5)])
+    assert metrics.tradeoff([one, other])[1].effects["e2el_ms"].n == 2
 
 
 def test_from_arrival_batching_wins_both_in_the_log():

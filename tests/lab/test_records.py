@@ -13,7 +13,7 @@ from tests.lab.samples import BASELINE, METRICS, record, request_row, step_row
 # What scripts outside knee rely on; a name that goes needs a new schema version.
 CONTRACT = {
     "schema_version kind name created_at status command hardware software model workload batch_policy kv_cache "
-    "metrics warnings notes": lambda: record(),
+    "metrics warnings notes claims": lambda: record(),
     "cpu cores isa memory_gib gpus": lambda: record().hardware,
     "name memory_gib driver": lambda: record().hardware.gpus[0],
     "knee git_commit git_dirty python packages": lambda: record().software,
@@ -34,10 +34,18 @@ CONTRACT = {
     "cells tradeoff knee recommendations": lambda: METRICS["sweep"],
     "policy max_batch_size max_wait_ms repeats duration_s output_tokens output_throughput request_throughput queue_ms "
     "service_ms ttft_ms tpot_ms itl_ms e2el_ms slot_utilization mean_batch_size": lambda: METRICS["sweep"].cells[0],
+    "cell label intervals explanation window_idle goodput failed": lambda: METRICS["sweep"].cells[0],
+    "value low high n": lambda: METRICS["sweep"].cells[0].intervals["e2el_ms"],
+    "repeat duration_s output_tokens values outlier": lambda: METRICS["sweep"].cells[0].repeats[0],
+    "cell label tied power found_batches roofline_batch sentence": lambda: METRICS["sweep"].knee,
+    "chat api offline slo": lambda: METRICS["sweep"].recommendations,
+    "scenario objective limits limits_how verdict cell label tied value within against sentence commands": lambda: (
+        METRICS["sweep"].recommendations.chat
+    ),
     "mean p50 p90 p95 p99": lambda: METRICS["sweep"].cells[0].queue_ms,
     "cell repeat request scheduled_at sent_at prefill_start first_token_at finished_at prompt_tokens output_tokens "
-    "finish_reason token_ids_sha256": request_row,
-    "cell repeat step started_at ms prefill_tokens decode_rows kv_tokens waiting host_ms": step_row,
+    "finish_reason token_ids_sha256 token_times client_delay_ms void": request_row,
+    "cell repeat step started_at ms prefill_tokens decode_rows kv_tokens waiting host_ms batch_size void": step_row,
 }
 
 
@@ -51,6 +59,21 @@ def test_the_names_of_the_contract_are_in_the_file(names: str) -> None:
 def test_every_kind_reads_back_as_it_was(kind: str) -> None:
     made = record(kind)
     assert Record.model_validate_json(made.model_dump_json(), strict=True) == made
+
+
+def test_a_sweep_of_an_earlier_knee_is_read() -> None:
+    written = json.loads(record("sweep").model_dump_json())
+    del written["claims"], written["workload"]["times"], written["workload"]["new_tokens"]
+    for name in ("step_times", "limits", "costs", "solo", "overhead", "left_out", "trials"):
+        del written["metrics"][name]
+    written["metrics"] |= {"knee": None, "recommendations": None}
+    for cell in written["metrics"]["cells"]:
+        del cell["label"], cell["intervals"], cell["explanation"], cell["window_idle"], cell["goodput"]
+        del cell["repeats"][0]["values"], cell["repeats"][0]["outlier"]
+    del written["metrics"]["tradeoff"][0]["effects"]
+    found = Record.model_validate_json(json.dumps(written), strict=True)
+    assert found.metrics is not None
+    assert found.metrics.kind == "sweep"
 
 
 def test_bytes_that_are_no_text_are_kept_as_visible_escapes() -> None:

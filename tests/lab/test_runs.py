@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,14 +20,14 @@ from knee.errors import RecordError
 from knee.lab import runs
 from knee.lab.records import RequestRow
 from knee.lab.runs import RunFolder, find_run, folder_name, list_runs, read_run
-from tests.lab.samples import record, request_row, step_row
+from tests.lab.samples import record, request_row, run_spec, step_row
 
 ROOT = Path(__file__).parents[2]
 
 
 def finished(out: Path, name: str = "a", created_at: str = "2025-01-31T12:34:56+00:00") -> Path:
     made = record(name=name, created_at=created_at)
-    with RunFolder.create(out, made) as run:
+    with RunFolder.create(out, run_spec(made)) as run:
         run.finish(made)
     return run.path
 
@@ -36,7 +37,7 @@ def finished(out: Path, name: str = "a", created_at: str = "2025-01-31T12:34:56+
 
 def test_a_finished_run_reads_back_as_it_was_written(tmp_path: Path) -> None:
     made = record("sweep")
-    with RunFolder.create(tmp_path / "new" / "runs", made) as run:
+    with RunFolder.create(tmp_path / "new" / "runs", run_spec(made)) as run:
         run.add_request(request_row(0))
         run.add_requests([request_row(1), request_row(2)])
         run.add_step(step_row(0))
@@ -50,7 +51,7 @@ def test_a_finished_run_reads_back_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_run_is_on_disk_as_running_from_the_start(tmp_path: Path) -> None:
-    with RunFolder.create(tmp_path, record(done=False)) as run:
+    with RunFolder.create(tmp_path, run_spec(record(done=False))) as run:
         assert json.loads((run.path / "record.json").read_text())["status"] == "running"
         assert read_run(run.path).record.status == "running"
         run.finish(record())
@@ -61,7 +62,7 @@ def test_a_run_is_on_disk_as_running_from_the_start(tmp_path: Path) -> None:
 def test_record_md_is_in_the_language_asked_and_the_other_is_beside_it(
     tmp_path: Path, lang: runs.Lang, other: str
 ) -> None:
-    with RunFolder.create(tmp_path, record(), lang) as run:
+    with RunFolder.create(tmp_path, run_spec(record()), lang) as run:
         run.finish(record())
     titles = {"en": "Experiment name", "zh": "实验名称"}
     assert titles[lang] in (run.path / "record.md").read_text()
@@ -75,7 +76,7 @@ def test_a_run_left_before_its_end_keeps_what_it_measured(
     tmp_path: Path, error: type[BaseException] | None, status: str
 ) -> None:
     def leave() -> None:
-        with RunFolder.create(tmp_path, record(done=False)) as run:
+        with RunFolder.create(tmp_path, run_spec(record(done=False))) as run:
             run.add_request(request_row())
             if error:
                 raise error
@@ -96,14 +97,14 @@ def test_an_error_after_the_end_does_not_undo_it(tmp_path: Path) -> None:
             run.finish(record())
             raise ValueError("late")
 
-    run = RunFolder.create(tmp_path, record())
+    run = RunFolder.create(tmp_path, run_spec(record()))
     with pytest.raises(ValueError, match="late"):
         end_late(run)
     assert read_run(run.path).record.status == "done"
 
 
 def test_a_number_that_is_not_finite_is_refused_and_the_old_record_stays(tmp_path: Path) -> None:
-    with RunFolder.create(tmp_path, record(done=False)) as run:
+    with RunFolder.create(tmp_path, run_spec(record(done=False))) as run:
         wrong = record()
         bad = wrong.model_copy(update={"options": {"rate": float("nan")}})
         with pytest.raises(RecordError, match=r"options\.rate.*finite"):
@@ -120,11 +121,13 @@ def test_the_sigterm_handler_from_before_comes_back(tmp_path: Path) -> None:
 # --- processes that end ------------------------------------------------------------------------------------------
 
 WRITER = """
+import signal
 import sys
 from pathlib import Path
 from knee.lab.runs import RunFolder
-from tests.lab.samples import record, request_row
-with RunFolder.create(Path(sys.argv[1]), record(done=False)) as run:
+from tests.lab.samples import record, request_row, run_spec
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ours may be ignored
+with RunFolder.create(Path(sys.argv[1]), run_spec(record(done=False))) as run:
     number = 0
     while True:
         run.add_requests([request_row(number), request_row(number + 1)])
@@ -201,7 +204,7 @@ def test_a_second_writer_is_told_who_holds_the_folder(
 
 def test_two_commands_of_one_second_make_a_folder_each(tmp_path: Path) -> None:
     made = record(done=False)
-    with RunFolder.create(tmp_path, made) as first, RunFolder.create(tmp_path, made) as second:
+    with RunFolder.create(tmp_path, run_spec(made)) as first, RunFolder.create(tmp_path, run_spec(made)) as second:
         assert second.path.name == f"{first.path.name}-2"
         second.finish(record())
         first.finish(record())
@@ -209,7 +212,7 @@ def test_two_commands_of_one_second_make_a_folder_each(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_goes_on_after_its_last_whole_line(tmp_path: Path) -> None:
-    with RunFolder.create(tmp_path, record(done=False)) as run:
+    with RunFolder.create(tmp_path, run_spec(record(done=False))) as run:
         run.add_request(request_row(0))
     with (run.path / "requests.jsonl").open("ab") as file:
         file.write(b'{"cell": 0, "rep')
@@ -259,7 +262,7 @@ def test_a_full_disk_leaves_whole_lines_and_an_error_that_says_so(
             monkeypatch.setattr(os, "fsync", no_room)
             run.finish(record())
 
-    run = RunFolder.create(tmp_path, record())
+    run = RunFolder.create(tmp_path, run_spec(record()))
     with pytest.raises(RecordError, match="No space left on device"):
         measure(run)
     monkeypatch.undo()
@@ -272,14 +275,14 @@ def test_a_full_disk_leaves_whole_lines_and_an_error_that_says_so(
 def test_an_out_that_cannot_be_written_is_refused_with_the_fix(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RecordError, match="--out"):
-        RunFolder.create(tmp_path / "file" / "runs", record())
+        RunFolder.create(tmp_path / "file" / "runs", run_spec(record()))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_out_is_refused_with_the_fix(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(RecordError, match="--out"):
-        RunFolder.create(tmp_path, record())
+        RunFolder.create(tmp_path, run_spec(record()))
 
 
 # --- names -------------------------------------------------------------------------------------------------------
@@ -317,7 +320,7 @@ def test_a_folder_lies_in_out_whatever_the_experiment_is_called(tmp_path: Path, 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_file_cut_at_any_byte_is_readable_up_to_its_last_whole_line(tmp_path: Path, data: st.DataObject) -> None:
-    with RunFolder.create(tmp_path, record("sweep")) as run:
+    with RunFolder.create(tmp_path, run_spec(record("sweep"))) as run:
         run.add_requests([request_row(number) for number in range(4)])
         run.finish(record("sweep"))
     file = run.path / "requests.jsonl"
@@ -388,13 +391,82 @@ def test_fields_of_a_later_knee_are_passed_over(tmp_path: Path) -> None:
     assert read_run(file.parent).record == record(name="a")
 
 
-def test_missing_lines_are_a_problem_and_a_missing_record_an_error(tmp_path: Path) -> None:
+def test_missing_lines_are_a_problem_and_a_record_that_nothing_is_left_of_an_error(tmp_path: Path) -> None:
     path = finished(tmp_path)
     (path / "steps.jsonl").unlink()
     assert read_run(path).problems == ["steps.jsonl is missing"]
     (path / "record.json").unlink()
+    (path / "spec.json").unlink()
     with pytest.raises(RecordError, match=r"cannot read .*record\.json"):
         read_run(path)
+
+
+def test_a_run_without_its_record_is_read_from_its_spec(tmp_path: Path) -> None:
+    path = finished(tmp_path)
+    (path / "record.json").unlink()
+    found = read_run(path)
+    assert found.problems == ["record.json is missing: it can be made again from the rest"]
+    assert found.spec == run_spec(record(name="a")).model_copy(update={"status": "done"})
+    assert (found.record.name, found.record.status, found.record.metrics) == ("a", "done", None)
+    assert find_run(tmp_path, "latest") == find_run(tmp_path, str(path)) == path
+
+
+@pytest.mark.parametrize("file", ["record.json", "spec.json"])
+def test_a_run_of_a_later_knee_is_refused_whichever_file_says_so(tmp_path: Path, file: str) -> None:
+    path = finished(tmp_path)
+    text = (path / file).read_text()
+    (path / file).write_text(re.sub(r'"schema_version": ?1', '"schema_version": 2', text))
+    with pytest.raises(RecordError, match=rf"{file} has schema version 2.*upgrade knee"):
+        read_run(path)
+
+
+def test_a_run_of_an_earlier_knee_has_no_spec_and_is_read_but_not_resumed(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, run_spec(record(done=False))) as run:
+        pass
+    (run.path / "spec.json").unlink()
+    assert read_run(run.path).spec is None
+    for _ in range(2):  # and it is let go of
+        with pytest.raises(RecordError, match=r"no spec\.json, an earlier knee wrote it"):
+            RunFolder.resume(run.path)
+
+
+def test_the_spec_tells_how_the_run_goes_and_went(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, run_spec(record(done=False))) as run:
+        assert statuses(run.path) == ["running", "running"]
+    assert statuses(run.path) == ["failed", "failed"]
+    with RunFolder.resume(run.path)[0] as again:
+        assert statuses(run.path) == ["running", "running"]
+        again.save_spec(again.spec.model_copy(update={"repeats": 7}))
+        again.finish(record())
+    assert statuses(run.path) == ["done", "done"]
+    found = read_run(run.path).spec
+    assert found is not None
+    assert found.repeats == 7
+
+
+def statuses(path: Path) -> list[str]:
+    return [json.loads((path / name).read_text())["status"] for name in ("spec.json", "record.json")]
+
+
+def test_the_spec_of_a_killed_run_reads_as_interrupted(
+    tmp_path: Path, start_writer: Callable[[], subprocess.Popen[str]]
+) -> None:
+    end(start_writer(), signal.SIGKILL)
+    path = find_run(tmp_path, "latest")
+    assert statuses(path) == ["running", "running"]
+    found = read_run(path).spec
+    assert found is not None
+    assert found.status == "interrupted"
+
+
+def test_a_folder_that_could_not_be_taken_up_after_all_is_let_go_of(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, run_spec(record(done=False))) as run:
+        pass
+    taken, _ = RunFolder.resume(run.path)
+    with pytest.raises(ValueError, match="otherwise"), taken.released_on_error():
+        raise ValueError("otherwise")
+    assert read_run(run.path).record.status == "interrupted"
+    RunFolder.resume(run.path)[0].close()
 
 
 def test_rows_are_strict_about_types() -> None:
@@ -425,7 +497,15 @@ def test_no_folder_is_no_runs(tmp_path: Path) -> None:
 def test_a_run_is_found_by_path_folder_prefix_name_or_latest(tmp_path: Path) -> None:
     first = finished(tmp_path, "batch size", "2024-01-01T00:00:00+00:00")
     second = finished(tmp_path, "kv", "2025-01-01T00:00:00+00:00")
-    for ref in (str(first), str(first / "record.json"), first.name, "batch size", "20240101", "batch"):
+    for ref in (
+        str(first),
+        str(first / "record.json"),
+        str(first / "spec.json"),
+        first.name,
+        "batch size",
+        "20240101",
+        "batch",
+    ):
         assert find_run(tmp_path, ref) == first
     for ref in ("latest", "kv", "2025"):
         assert find_run(tmp_path, ref) == second

@@ -6,7 +6,7 @@ import pytest
 
 from knee.errors import UserError
 from knee.lab.records import RequestRow
-from knee.lab.slo import Slo, goodput
+from knee.lab.slo import Slo, within
 
 
 def row(first: float, last: float, tokens: int = 3, reason: str = "length") -> RequestRow:
@@ -45,10 +45,10 @@ def test_a_request_that_did_not_end_well_meets_nothing() -> None:
     assert not Slo.parse("e2el:1000").met_by(row(0.1, 0.2, reason="error"))
 
 
-def test_goodput_counts_requests_a_second_over_all_repeats() -> None:
-    rows = [row(0.1, 0.2), row(0.1, 0.2), row(0.9, 1.0), row(0.1, 0.2)]
-    assert goodput(rows, duration_s=2.0, repeats=2, slo=Slo.parse("ttft:500")) == 0.75
-    assert goodput(rows, duration_s=0.0, repeats=2, slo=Slo.parse("ttft:500")) is None
+def test_the_share_within_the_limits_is_of_all_requests() -> None:
+    rows = [row(0.1, 0.2), row(0.1, 0.2), row(0.9, 1.0), row(0.1, 0.2, reason="error")]
+    assert within(rows, Slo.parse("ttft:500")) == 0.5
+    assert within([], Slo.parse("ttft:500")) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -5,23 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from knee.errors import UserError
+from knee.lab.arrivals import Arrival, TraceLine
+from knee.lab.experiment import workload_record
 from knee.lab.workload import (
     BUILT_IN_PROMPTS,
     DEFAULT_PROMPT,
-    Arrival,
     Prompt,
     Workload,
     encode_sources,
     gather_sources,
     read_prompts_file,
+    replayed,
+    trace_sources,
 )
 
 
@@ -31,57 +32,6 @@ def letters(text: str) -> list[int]:
 
 def of_lengths(*lengths: int) -> tuple[Prompt, ...]:
     return tuple(Prompt(tuple(range(length))) for length in lengths)
-
-
-# --- arrival -----------------------------------------------------------------------------------------------------
-
-
-def test_a_burst_is_all_there_at_the_start():
-    assert Arrival.parse("burst").times(3, seed=7) == (0.0, 0.0, 0.0)
-
-
-def test_a_rate_has_constant_gaps():
-    assert Arrival.parse("rate:4").times(4, seed=7) == (0.0, 0.25, 0.5, 0.75)
-
-
-@given(seed=st.integers(0, 2**32), rate=st.floats(0.01, 1e4), n=st.integers(1, 50))
-def test_poisson_times_start_at_zero_never_fall_and_repeat_with_the_seed(seed, rate, n):
-    times = Arrival("poisson", rate).times(n, seed)
-    assert len(times) == n
-    assert times[0] == 0
-    assert all(earlier <= later for earlier, later in pairwise(times))
-    assert times == Arrival("poisson", rate).times(n, seed)
-
-
-def test_poisson_gaps_have_the_mean_of_the_rate():
-    times = Arrival("poisson", 5.0).times(20_001, seed=1)
-    assert times[-1] / 20_000 == pytest.approx(0.2, rel=0.03)
-
-
-def test_another_seed_gives_other_times():
-    assert Arrival("poisson", 5.0).times(3, 1) != Arrival("poisson", 5.0).times(3, 2)
-
-
-@pytest.mark.parametrize("text", ["burst", "rate:2.5", "poisson:12"])
-def test_an_arrival_is_written_as_it_is_read(text):
-    assert str(Arrival.parse(text)) == text
-
-
-@given(st.floats(min_value=1e-300, allow_infinity=False, allow_nan=False))
-def test_no_digit_of_a_rate_is_lost_on_the_way(rate):
-    assert Arrival.parse(str(Arrival("rate", rate))).rate == rate
-
-
-@pytest.mark.parametrize("text", ["rate:0", "rate:-1", "poisson:nan", "poisson:inf", "rate:", "rate:fast"])
-def test_a_bad_rate_is_refused(text):
-    with pytest.raises(UserError, match="must be a number above 0"):
-        Arrival.parse(text)
-
-
-@pytest.mark.parametrize("text", ["uniform:3", "", "burst:2", "rate", "Burst"])
-def test_an_unknown_arrival_lists_the_known(text):
-    with pytest.raises(UserError, match="burst, rate:R or poisson:R"):
-        Arrival.parse(text)
 
 
 # --- prompts -----------------------------------------------------------------------------------------------------
@@ -184,10 +134,60 @@ def test_the_hash_is_the_one_of_the_canonical_json():
 
 def test_the_record_keeps_texts_where_all_are_texts_and_ids_otherwise():
     texts = encode_sources(["ab", "c"], letters)
-    assert Workload(texts, 3, 1).as_record().prompts == ["ab", "c"]
-    assert Workload(texts, 1, 1).as_record().prompts == ["ab"]
-    assert Workload((*texts, Prompt((5,))), 3, 1).as_record().prompts == [[97, 98], [99], [5]]
-    assert Workload(texts, 3, 1).as_record().prompt_tokens == [2, 1, 2]
+    assert workload_record(Workload(texts, 3, 1)).prompts == ["ab", "c"]
+    assert workload_record(Workload(texts, 1, 1)).prompts == ["ab"]
+    assert workload_record(Workload((*texts, Prompt((5,))), 3, 1)).prompts == [[97, 98], [99], [5]]
+    assert workload_record(Workload(texts, 3, 1)).prompt_tokens == [2, 1, 2]
+
+
+def test_the_record_says_when_each_request_is_due_where_that_is_known():
+    prompts = of_lengths(2)
+    assert workload_record(Workload(prompts, 3, 1, Arrival("rate", 2.0))).times == [0.0, 0.5, 1.0]
+    assert workload_record(Workload(prompts, 3, 1)).times == [0.0] * 3
+    assert workload_record(Workload(prompts, 3, 1, Arrival("closed", users=2))).times is None
+
+
+def test_requests_may_differ_in_what_they_make():
+    workload = Workload(of_lengths(2, 5), 3, 9, new_tokens=(1, 9, 4))
+    assert [workload.tokens(request) for request in range(3)] == [1, 9, 4]
+    assert workload.longest == 14
+    assert workload_record(workload).new_tokens == [1, 9, 4]
+    assert workload.sha256 != replace(workload, new_tokens=(1, 4, 9)).sha256
+    assert [Workload(of_lengths(2), 2, 9).tokens(request) for request in range(2)] == [9, 9]
+
+
+def test_the_typical_request_is_the_one_of_median_length():
+    assert Workload(of_lengths(9, 2, 5), 3, 1).typical == 2
+    assert Workload(of_lengths(2), 3, 9, new_tokens=(9, 1, 5)).typical == 2
+    assert Workload(of_lengths(7), 1, 1).typical == 0
+
+
+def test_a_workload_spans_its_arrivals_as_far_as_they_are_known():
+    assert Workload(of_lengths(2), 5, 1, Arrival("rate", 2.0)).span == 2.0
+    assert Workload(of_lengths(2), 5, 1).span == Workload(of_lengths(2), 5, 1, Arrival("closed", users=2)).span == 0.0
+
+
+# --- traces ------------------------------------------------------------------------------------------------------
+
+TRACE = (
+    TraceLine(0.0, "ab", None, 4),
+    TraceLine(1.5, None, 5, None),
+    TraceLine(2.0, None, 5, 7),
+    TraceLine(2.0, (8, 9), None, None),
+)
+
+
+def test_a_line_that_says_only_how_long_gets_a_prompt_of_that_length_like_no_other():
+    sources = trace_sources(TRACE, filler=(1, 2, 3))
+    assert sources == ("ab", (2, 3, 1, 2, 3), (3, 1, 2, 3, 1), (8, 9))
+
+
+def test_a_trace_is_its_times_wherever_its_file_lies():
+    here, there = (replayed(Arrival("trace", file=file), TRACE) for file in ("a.jsonl", "b/c.jsonl"))
+    assert here.times(4, seed=3) == (0.0, 1.5, 2.0, 2.0)
+    assert Workload(of_lengths(2), 4, 1, here).sha256 == Workload(of_lengths(2), 4, 1, there).sha256
+    earlier = replayed(here, (*TRACE[:3], TraceLine(1.9, None, 2, None)))
+    assert Workload(of_lengths(2), 4, 1, here).sha256 != Workload(of_lengths(2), 4, 1, earlier).sha256
 
 
 def test_no_request_and_no_end_are_refused():
@@ -196,3 +196,5 @@ def test_no_request_and_no_end_are_refused():
     for rate in (1e-4, 1e-300, math.ulp(0.0)):
         with pytest.raises(UserError, match="higher rate or fewer requests"):
             Workload(of_lengths(2), 20, 1, Arrival("rate", rate))
+        with pytest.raises(UserError, match="higher rate or fewer requests"):
+            Workload(of_lengths(2), 20, 1, Arrival("gamma", rate, 0.5))

@@ -24,7 +24,9 @@ from rich.table import Table
 from rich.text import Text
 
 from knee.cli.terminal import console
+from knee.lab.markdown import in_turn
 from knee.lab.messages import Lang, text, translated
+from knee.lab.progress import Progress, Status, Tell, ignore
 from knee.lab.records import (
     BaselineMetrics,
     InspectMetrics,
@@ -32,14 +34,12 @@ from knee.lab.records import (
     KvCacheCell,
     KvCacheMetrics,
     Record,
-    SweepCell,
-    SweepMetrics,
-    Tradeoff,
 )
-from knee.lab.trial import Progress, ignore
+from knee.lab.sweep_records import SweepCell, SweepMetrics, Tradeoff
 from knee.lab.visible import visible
 
 NOTHING = "—"
+_ANSWER_NAME = 18  # characters of "Within your limits"
 _GAP, _MARGIN, _SHRUNK = 2, 4, 16  # characters: between columns, beside tables, at least in one that shrinks
 
 Say = Callable[..., str]
@@ -60,14 +60,20 @@ def print_record(record: Record, lang: Lang) -> None:
             _kvcache(metrics, say, out)
         case SweepMetrics() as metrics:
             _sweep(metrics, say, out)
-    findings = record.metrics.findings if isinstance(record.metrics, SweepMetrics) else []
+    swept = record.metrics if isinstance(record.metrics, SweepMetrics) else None
+    findings = [*swept.findings, *swept.left_out] if swept else []
     _sentences([translated(lang, sentence) for sentence in [*findings, *record.notes]], out)
+    if swept:
+        _answer(swept, lang, out)
     out.print()
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """Progress on stderr where that is a terminal. It moves between trials only: drawing would disturb them."""
+def progress_bar(guess: bool = True) -> Iterator[Progress]:
+    """Progress on stderr where that is a terminal. It moves between trials only: drawing would disturb them.
+
+    `guess` shows the time left, as far as the bar alone can tell.
+    """
     screen = Console(stderr=True)
     if not screen.is_terminal:
         yield ignore
@@ -77,16 +83,39 @@ def progress_bar() -> Iterator[Progress]:
         BarColumn(24),
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
-        TextColumn("[dim]<"),
-        TimeRemainingColumn(),
     )
-    with Bar(*columns, console=screen, auto_refresh=False, transient=True) as bar:
+    left = (TextColumn("[dim]<"), TimeRemainingColumn()) if guess else ()
+    with Bar(*columns, *left, console=screen, auto_refresh=False, transient=True) as bar:
         task = bar.add_task("", visible=False)
 
         def show(number: int, total: int, label: str) -> None:
             bar.update(task, completed=number, total=total, description=label, visible=True, refresh=True)
 
         yield show
+
+
+@contextmanager
+def sweep_progress(lang: Lang) -> Iterator[Tell]:
+    """Progress of a sweep: which trial runs, what was best so far, and the time left."""
+    with progress_bar(guess=False) as show:
+
+        def tell(status: Status) -> None:
+            label = status.label
+            if status.best is not None:
+                label = text(
+                    lang,
+                    "progress.best",
+                    label=label,
+                    best=status.best,
+                    throughput=status.throughput,
+                    latency=status.latency_ms,
+                )
+            if status.seconds_left is not None:
+                minutes, seconds = divmod(round(status.seconds_left), 60)
+                label = text(lang, "progress.left", label=label, minutes=f"{minutes}:{seconds:02d}")
+            show(status.number, status.total, label)
+
+        yield tell
 
 
 # --- numbers and tables ------------------------------------------------------------------------------------------
@@ -171,7 +200,7 @@ def _print_table(rows: Sequence[Any], columns: Sequence[_Column], say: Say, out:
 
 
 def _dim(words: str, out: Console) -> None:
-    caption = _wrapped(words, out.width - _MARGIN)
+    caption = wrapped(words, out.width - _MARGIN)
     caption.stylize("dim")
     out.print(_indented(caption))
 
@@ -185,7 +214,7 @@ def _sentences(sentences: Sequence[str], out: Console) -> None:
         return
     grid = Table.grid(padding=(0, 1))
     for sentence in sentences:
-        grid.add_row("·", _wrapped(visible(_UNIT.sub("\u00a0", sentence)), out.width - _MARGIN - 2))
+        grid.add_row("·", wrapped(visible(_UNIT.sub("\u00a0", sentence)), out.width - _MARGIN - 2))
     out.print(_indented(grid))
 
 
@@ -193,7 +222,7 @@ _UNIT = re.compile(r"(?<=\d) (?=%|ms\b)| (?=/ )|(?<= /) ")  # spaces at which no
 _PIECE = re.compile(r"[^ \u2e80-\uffef]+ *| +|[\u2e80-\uffef] *")  # a word, or one character where there are no spaces
 
 
-def _wrapped(words: str, width: int) -> Text:
+def wrapped(words: str, width: int) -> Text:
     """Lines of at most `width` cells; rich alone would break Chinese at its few spaces only."""
     lines = [""]
     for piece in _PIECE.findall(words):
@@ -323,6 +352,21 @@ def _sweep(metrics: SweepMetrics, say: Say, out: Console) -> None:
     _print_table(metrics.cells, columns, say, out, say("table.sweep_about"))
     if len(metrics.tradeoff) > 1:
         _print_table(metrics.tradeoff, _TRADEOFF, say, out, say("table.tradeoff_about"))
+
+
+def _answer(metrics: SweepMetrics, lang: Lang, out: Console) -> None:
+    """What to run: last on the screen, because that is where people look."""
+    say = partial(text, lang)
+    grid = Table.grid(padding=(0, 2))
+    width = out.width - _MARGIN - _ANSWER_NAME - 2
+    for given in in_turn(metrics.recommendations) if metrics.recommendations else []:
+        name = Text(say(f"answer.{given.scenario}"), style="bold")
+        grid.add_row(name, wrapped(visible(translated(lang, given.sentence)), width))
+    if metrics.knee is not None:
+        knee = wrapped(visible(translated(lang, metrics.knee.sentence)), width)
+        grid.add_row(Text(say("answer.knee"), style="bold"), knee)
+    if grid.row_count:
+        out.print(_indented(grid))
 
 
 def _wait(of: SweepCell | Tradeoff) -> str:

@@ -14,8 +14,9 @@ from knee.cli.terminal import print_json, tell
 from knee.errors import UserError
 from knee.lab.experiment import Outcome, Setting, Sink, draft, perform
 from knee.lab.messages import text, translated
+from knee.lab.progress import Progress
 from knee.lab.records import BatchPolicy, Kind, Record
-from knee.lab.trial import Progress
+from knee.lab.spec import RunSpec
 from knee.lab.workload import DEFAULT_PROMPT, Prompt, Source, Workload, encode_sources, gather_sources
 from knee.llm import LLM
 
@@ -51,34 +52,52 @@ def run_experiment(
     policy: BatchPolicy,
     options: Options,
     measure: Callable[[Sink, Progress], Outcome],
-) -> None:
-    """Measure, keep, show. Leaves with exit code 1 where tokens differ that must not."""
-    from knee.cli.display import print_record, progress_bar
+) -> tuple[Record, Path]:
+    """Measure, keep, show; gives the record and its folder. Leaves with exit code 1 where tokens differ."""
+    from knee.cli.display import progress_bar
 
-    lang, setting, path = options["lang"], _setting(kind, options), Path()
+    setting = setting_of(kind, options)
+    record = draft(kind, llm, workload, policy, options.get("kv_cache", "on") == "on", setting)
+    with progress_bar() as progress:
+        return keep_and_show(record, setting, options, lambda sink: measure(sink, progress))
+
+
+def keep_and_show(
+    record: Record,
+    setting: Setting,
+    options: Options,
+    measure: Callable[[Sink], Outcome | None],
+    begin: RunSpec | None = None,
+) -> tuple[Record, Path]:
+    """Measure into a run folder, then print what came of it and where it is."""
+    from knee.cli.display import print_record
+
+    lang, path = options["lang"], Path()
 
     def opened(folder: Path) -> None:
         nonlocal path
         path = folder
 
-    record = draft(kind, llm, workload, policy, options.get("kv_cache", "on") == "on", setting)
     try:
-        with progress_bar() as progress:
-            record = perform(record, setting, lambda sink: measure(sink, progress), opened)
+        record = perform(record, setting, measure, opened, begin)
     except KeyboardInterrupt:
         tell(text(lang, "run.interrupted", path=path))
+        if record.kind == "sweep":
+            tell(text(lang, "run.go_on", run=path.name))
         raise
     if options["as_json"]:
         print_json(record.model_dump(mode="json") | {"path": str(path)})
     else:
         print_record(record, lang)
     _conclude(record, path, options)
+    return record, path
 
 
 def _conclude(record: Record, path: Path, options: Options) -> None:
     lang = options["lang"]
     for warning in record.warnings:
-        tell(text(lang, "run.warning", message=translated(lang, warning.message)))
+        advice = f" {translated(lang, warning.advice)}" if warning.advice else ""
+        tell(text(lang, "run.warning", message=translated(lang, warning.message) + advice))
     tell(text(lang, "run.kept", path=path))
     if any(warning.code in TOKENS_DIFFER for warning in record.warnings):
         _leave(1)
@@ -88,7 +107,8 @@ def _leave(code: int) -> NoReturn:
     raise click.exceptions.Exit(code)
 
 
-def _setting(kind: Kind, options: Options) -> Setting:
+def setting_of(kind: Kind, options: Options) -> Setting:
+    """What the command says about the run beside the experiment."""
     return Setting(
         name=options["name"] or kind,
         out=options["out"],

@@ -28,6 +28,13 @@ COMMANDS = {
     "doctor": ("doctor", "Measure this machine and say what would spoil an experiment on it."),
     "show": ("show", "Show the record of RUN."),
     "list": ("list_runs", "List the runs in a folder, newest first."),
+    "report": (
+        "report",
+        "Make the HTML report of RUN and print its path, or with --log the experiment log of all runs in a folder.",
+    ),
+    "claims": ("claims", "Test what logs usually conclude on RUN."),
+    "compare": ("compare", "Compare two runs, metric by metric."),
+    "reproduce": ("reproduce", "Run the experiment of RUN again and compare."),
 }
 
 

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 def command(run: str, out: Path, as_json: bool, lang: Lang) -> None:
     """Show the record of RUN: a folder, the beginning of its name, an experiment's name, or "latest"."""
     from knee.lab.markdown import to_markdown
+    from knee.lab.rejudge import rejudged
     from knee.lab.runs import find_run, read_run
 
-    found = read_run(find_run(out, run, tell))
+    found = rejudged(read_run(find_run(out, run, tell)))
     for problem in found.problems:
         tell(f"{found.path.name}: {problem}")
     if as_json:

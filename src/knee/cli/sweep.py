@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,7 +22,16 @@ from knee.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from knee.lab.sweep import SweepSpec
+    from collections.abc import Sequence
+
+    from knee.lab.arrivals import TraceLine
+    from knee.lab.experiment import Setting
+    from knee.lab.plan import SweepSpec
+    from knee.lab.records import Record
+    from knee.lab.runs import Run
+    from knee.lab.worker import ModelChoice
+    from knee.lab.workload import Source
+    from knee.llm import LLM
 
 
 @click.command()
@@ -31,11 +41,19 @@ if TYPE_CHECKING:
 @click.option("--batch-sizes", type=WHOLE_NUMBERS, default=(1, 4, 8), help="Batch sizes.  [default: 1,4,8]")
 @click.option("--wait-ms", type=NUMBERS, help="Wait windows of policy dynamic, in ms.  [default: 0]")
 @click.option("--requests", type=int, help="Number of requests.  [default: 16, or the number of prompts if more]")
-@click.option("--arrival", default="burst", show_default=True, help="burst, rate:R or poisson:R (requests/s).")
-@click.option("--repeats", type=int, default=2, show_default=True, help="Trials of each cell.")
-@click.option("--slo", help="Limits in ms, ttft:200,tpot:50,e2el:2000; counts the requests/s within all of them.")
+@click.option(
+    "--arrival",
+    default="burst",
+    show_default=True,
+    help="burst, rate:R, poisson:R, gamma:R:CV (R requests/s), closed:N (users) or trace:FILE.",
+)
+@click.option("--repeats", type=int, default=5, show_default=True, help="Trials of each cell, each in a fresh process.")
+@click.option("--budget", metavar="TIME", help="End within 90s, 3m or 1h: plans cells and repeats into it.")
+@click.option(
+    "--slo", help="Limits in ms, ttft:200,tpot:50,e2el:2000; recommends by the requests/s within all of them."
+)
 @click.option("--resume", metavar="RUN", help="Take up a run that was cut off: only what is missing is measured.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of Poisson arrivals and the order of trials.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of random arrivals and the order of trials.")
 @max_new_tokens_option(32)
 @ignore_eos_option(True)
 @click.option("--max-batched-tokens", type=int, default=512, show_default=True, help="Token budget of a step.")
@@ -48,44 +66,209 @@ def command(**options: Any) -> None:
     """Compare batch policies, batch sizes and wait windows.
 
     Requests go on after the end of their text unless --no-ignore-eos is given, so that all get the same number of
-    tokens. Policy single has one cell, of batch size 1; only policy dynamic has wait windows.
+    tokens. Policy single has one cell, of batch size 1; only policy dynamic has wait windows. A trace is JSONL, each
+    line {"arrival": seconds, "prompt_length": tokens, "output_length": tokens}, or "prompt" or "prompt_ids" instead
+    of a length.
     """
-    from knee.cli.experiment import load, run_experiment
-    from knee.lab.sweep import check, run
-    from knee.lab.workload import BUILT_IN_PROMPTS, encode_sources, gather_sources
+    run_sweep(options)
 
-    sources = gather_sources(options["prompts"], options["prompt_ids"], options["prompts_file"])
-    spec = _spec(options, options["requests"] if options["requests"] is not None else max(16, len(sources)))
+
+def run_sweep(options: dict[str, Any], sources: Sequence[Source] | None = None) -> tuple[Record, Path]:
+    """Check, load, measure, keep, show; gives the record and its folder.
+
+    `sources` are prompts that stand in no option: those of a record.
+    """
+    from knee.cli.display import sweep_progress
+    from knee.cli.experiment import keep_and_show, load, setting_of
+    from knee.lab.budget import parse_budget
+    from knee.lab.experiment import draft
+    from knee.lab.spec import RunSpec
+    from knee.lab.sweep import check, costs_of, parse_limits, policies_of, roofs, run, settings_of
+
+    asked = read_work(options, sources)
+    seconds = parse_budget(options["budget"]) if options["budget"] is not None else None
+    limits, setting = parse_limits(options["slo"]), setting_of("sweep", options)
+    before = _to_resume(setting)
     llm = load(options)
-    prompts = encode_sources(sources or BUILT_IN_PROMPTS, llm.encode)
-    spec = replace(spec, workload=replace(spec.workload, prompts=prompts))
+    spec = with_prompts(asked, llm)
+    if before is not None:
+        spec = _as_begun(spec, before)
     check(llm, spec)
-    run_experiment(
-        "sweep",
-        llm,
-        spec.workload,
-        spec.policies,
-        options,
-        lambda sink, progress: run(llm, spec, sink, progress=progress),
-    )
+    planned = _plan(spec, seconds, llm, resumed=before is not None)
+    record = draft("sweep", llm, planned.spec.workload, policies_of(spec.cells), spec.kv_cache, setting)
+    begin = RunSpec(draft=record, cells=settings_of(planned.spec), slo=limits, costs=costs_of(llm))
+    dtype, threads = _arithmetic(llm)
+    del llm  # its memory belongs to the trials, each of which loads its own
+    with sweep_progress(options["lang"]) as tell:
+        return keep_and_show(
+            record,
+            setting,
+            options,
+            lambda sink: run(
+                planned.spec,
+                sink,
+                make_runner(choice_of(options)),
+                budget=planned.budget,
+                left_out=planned.left_out,
+                tell=tell,
+                measure_roofs=roofs(dtype, threads),
+            ),
+            begin,
+        )
 
 
-def _spec(options: dict[str, Any], requests: int) -> SweepSpec:
-    """All that the options alone decide, checked; the prompts come when there is a model to encode them."""
+def choice_of(options: dict[str, Any]) -> ModelChoice:
+    """The model that the options name."""
+    from knee.lab.worker import ModelChoice
+
+    return ModelChoice(options["model"], options["device"], options["dtype"], options["threads"])
+
+
+def make_runner(choice: ModelChoice) -> Any:
+    """Who runs the trials."""
+    from knee.lab.worker import FreshProcess
+
+    return FreshProcess(choice)
+
+
+def _arithmetic(llm: LLM) -> tuple[str, int]:
+    from knee.machine import default_threads
+
+    return llm.device.dtype, llm.device.threads or default_threads()
+
+
+# --- what is asked -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A sweep as the options say it: checked as far as that goes without a model."""
+
+    spec: SweepSpec
+    sources: Sequence[Source]
+    trace: Sequence[TraceLine]
+
+
+def read_work(options: dict[str, Any], given: Sequence[Source] | None = None) -> Asked:
+    """All that the options alone decide; the prompts are encoded when there is a model. Raises `UserError`."""
     from knee.engine.types import SamplingParams
-    from knee.lab.slo import Slo
-    from knee.lab.sweep import SweepSpec, make_cells
-    from knee.lab.workload import PLACEHOLDER, Arrival, Workload
+    from knee.errors import UserError
+    from knee.lab.arrivals import Arrival, read_trace
+    from knee.lab.plan import SweepSpec, make_cells
+    from knee.lab.workload import PLACEHOLDER, Workload, gather_sources, replayed
 
+    arrival = Arrival.parse(options["arrival"])
+    trace = read_trace(Path(arrival.file)) if arrival.file is not None else ()
+    sources = given or gather_sources(options["prompts"], options["prompt_ids"], options["prompts_file"])
+    if trace and sources and given is None:
+        raise UserError("a trace has its own prompts: leave --prompt, --prompt-ids and --prompts-file out")
     new, seed = options["max_new_tokens"], options["seed"]
-    return SweepSpec(
-        workload=Workload((PLACEHOLDER,), requests, new, Arrival.parse(options["arrival"]), seed),
+    params = SamplingParams(max_new_tokens=new, ignore_eos=options["ignore_eos"])
+    lengths = tuple(line.output_length or new for line in trace)
+    requests = _requests(options["requests"], len(trace) or max(16, len(sources)), len(trace))
+    workload = Workload(
+        (PLACEHOLDER,),
+        requests,
+        max(lengths[:requests], default=new),
+        replayed(arrival, trace[:requests]) if trace else arrival,
+        seed,
+        lengths[:requests] if len(set(lengths[:requests])) > 1 else None,
+    )
+    spec = SweepSpec(
+        workload=workload,
         cells=make_cells(options["policies"], options["batch_sizes"], options["wait_ms"]),
         repeats=options["repeats"],
         seed=seed,
-        params=SamplingParams(max_new_tokens=new, ignore_eos=options["ignore_eos"]),
+        params=params,
         kv_cache=options["kv_cache"] == "on",
         block_size=options["block_size"],
         token_budget=options["max_batched_tokens"],
-        slo=Slo.parse(options["slo"]) if options["slo"] is not None else None,
     )
+    return Asked(spec, sources, trace[:requests])
+
+
+def _requests(asked: int | None, default: int, most: int) -> int:
+    from knee.errors import UserError
+
+    if asked is not None and most and asked > most:
+        raise UserError(f"the trace has {most} requests and {asked} are asked for: leave --requests out")
+    return default if asked is None else asked
+
+
+def with_prompts(asked: Asked, llm: LLM) -> SweepSpec:
+    """The sweep with its prompts in token ids. Raises `RequestError` for an empty one, or one that is too long."""
+    from knee.errors import RequestError
+    from knee.lab.workload import BUILT_IN_PROMPTS, encode_sources, trace_sources
+
+    sources = asked.sources
+    if asked.trace:
+        lacking = any(line.prompt is None for line in asked.trace)
+        longest = max(line.prompt_length or 0 for line in asked.trace)
+        if longest > llm.program.positions:  # before it is made
+            raise RequestError(f"the trace has a prompt of {longest} tokens: the context is {llm.program.positions}")
+        sources = trace_sources(asked.trace, _filler(llm) if lacking else ())
+    prompts = encode_sources(sources or BUILT_IN_PROMPTS, llm.encode)
+    return replace(asked.spec, workload=replace(asked.spec.workload, prompts=prompts))
+
+
+def _filler(llm: LLM) -> Sequence[int]:
+    """Tokens for prompts of which only the length is known; any will do where there is no tokenizer."""
+    from knee.lab.workload import BUILT_IN_PROMPTS
+
+    if llm.tokenizer is None:
+        return range(min(llm.program.vocab_size, 1000))
+    return llm.encode("\n".join(BUILT_IN_PROMPTS))
+
+
+# --- what is planned ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What will run, under which budget, and what there was no room for."""
+
+    spec: SweepSpec
+    budget: Any
+    left_out: Sequence[str]
+
+
+def _plan(spec: SweepSpec, seconds: float | None, llm: LLM, resumed: bool) -> Planned:
+    from knee.lab.budget import Budget, plan_within
+
+    if seconds is None:
+        return Planned(spec, None, ())
+    if resumed:  # its cells are those of the run; the time only says when to stop
+        return Planned(spec, Budget(seconds, dict.fromkeys(range(len(spec.cells)), 0.0)), ())
+    return Planned(*plan_within(spec, seconds, _pace(llm, spec)))
+
+
+def _pace(llm: LLM, spec: SweepSpec) -> Any:
+    """What a request takes alone, measured once, and what it takes to start."""
+    from knee.lab.budget import Pace
+    from knee.lab.measure import measure
+    from knee.lab.plan import CellSpec
+
+    alone = replace(
+        spec,
+        cells=(CellSpec("single", 1),),
+        workload=replace(spec.workload, requests=1, arrival=type(spec.workload.arrival)(), new_tokens=None),
+    )
+    solo = measure(llm, alone.job(0, 0)).solo
+    start = (llm.load_times.model_ms + llm.load_times.tokenizer_ms) / 1e3 + 0.6
+    assert solo is not None
+    return Pace(start, solo.ttft / solo.prompt_tokens, solo.tpot or solo.ttft)
+
+
+def _to_resume(setting: Setting) -> Run | None:
+    from knee.lab.experiment import run_to_resume
+
+    return run_to_resume(setting) if setting.resume else None
+
+
+def _as_begun(spec: SweepSpec, run: Run) -> SweepSpec:
+    """With the cells that the run was begun with: a budget may have left some out."""
+    from knee.lab.plan import CellSpec
+
+    assert run.spec is not None
+    cells = tuple(CellSpec(one.policy, one.max_batch_size, one.max_wait_ms) for one in run.spec.cells)
+    return replace(spec, cells=cells or spec.cells)

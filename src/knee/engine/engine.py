@@ -33,6 +33,9 @@ from knee.errors import RequestError
 
 Clock = Callable[[], float]
 
+UNTRACED = StepStats(0.0, 0.0, 0.0, 0, 0, 0, 0, 0, 0)
+"""The report of a step that made none."""
+
 
 @dataclass(slots=True, eq=False)
 class _Side:
@@ -49,7 +52,8 @@ class Engine:
 
     `kv` is the block manager of the device's pool (`KVManager.off()` recomputes every prefix). `tokenizer` may be
     None: then events carry no text and stop strings are refused. `more_expected` tells the policy that further
-    requests may come; set it to False once the last one is in, or a static batch waits for company for ever.
+    requests may come; set it to False once the last one is in, or a static batch waits for company for ever. Without
+    `trace` steps report nothing of themselves: for who wants to know what the reports cost.
     """
 
     device: Device
@@ -59,6 +63,7 @@ class Engine:
     eos_token_ids: frozenset[int] = frozenset()
     clock: Clock = time.perf_counter
     more_expected: bool = False
+    trace: bool = True
 
     waiting: deque[Request] = field(default_factory=deque)
     running: list[Request] = field(default_factory=list)
@@ -77,7 +82,7 @@ class Engine:
         outputs = self._execute(batch, plan)
         after = self.clock()
         events = self._apply(plan, outputs, after)
-        return StepResult(events, self._stats(plan, slots, started, after - before))
+        return StepResult(events, self._stats(plan, slots, started, after - before) if self.trace else UNTRACED)
 
     def submit(
         self, prompt: Sequence[int], params: SamplingParams | None = None, scheduled_at: float | None = None

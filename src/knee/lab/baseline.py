@@ -19,6 +19,7 @@ from knee.lab.environment import gpu_utilization
 from knee.lab.experiment import Outcome, Sink, check_requests
 from knee.lab.messages import text
 from knee.lab.records import BaselineMetrics
+from knee.lab.rows import request_rows, step_rows
 from knee.lab.trial import REAL_TIME, Clock, Trial, run_trial
 from knee.lab.workload import Workload
 from knee.llm import DEFAULT_BLOCK_SIZE, LLM
@@ -61,8 +62,8 @@ def run(llm: LLM, spec: BaselineSpec, sink: Sink, clock: Clock = REAL_TIME) -> O
     try:
         request = _generate(engine, spec, spec.workload.max_new_tokens, clock, trial)
     finally:
-        sink.add_requests(trial.request_rows())
-        sink.add_steps(trial.step_rows())
+        sink.add_requests(request_rows(trial))
+        sink.add_steps(step_rows(trial))
     busy, reason = gpu_utilization()
     if busy is not None and llm.device.name != "cuda":
         busy, reason = None, text("en", "note.ran_on_cpu", device=llm.device.name)

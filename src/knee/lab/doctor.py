@@ -6,9 +6,7 @@ closed set, each with advice (`messages.py`, "doctor.*").
 
 from __future__ import annotations
 
-import os
 import time
-import warnings
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any, Literal, get_args
 import psutil
 
 from knee.lab.environment import read_hardware
+from knee.lab.load import busy_seconds, swap_gib, temperature_c
 from knee.lab.messages import Lang, text
 from knee.lab.records import Hardware
 from knee.lab.speed import Kernels, Speed, measure_speed
@@ -142,16 +141,13 @@ def kernels_note(kernels: Kernels | None, lang: Lang) -> str:
 
 def read_state() -> State:
     """Look around for half a second."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # psutil's, where a sandbox hides /proc/vmstat
-        swap = psutil.swap_memory().used / 2**30
     return State(
         other_load=round(other_load(), 3),
-        swap_used_gib=round(swap, 3),
+        swap_used_gib=round(swap_gib(), 3),
         cpu_quota=cpu_quota(),
         governor=_governor(),
         on_battery=_on_battery(),
-        temperature_c=_temperature(),
+        temperature_c=temperature_c(),
         timer_resolution_ns=timer_resolution_ns(),
     )
 
@@ -160,18 +156,11 @@ def other_load(seconds: float = _LOAD_SECONDS) -> float:
     """Cores that are busy with other things than this process, of those that we may use; waits `seconds`."""
     process = psutil.Process()
     started = time.perf_counter()
-    busy, own = _busy_seconds(), sum(process.cpu_times()[:2])
+    busy, own = busy_seconds(), sum(process.cpu_times()[:2])
     time.sleep(seconds)
     elapsed = time.perf_counter() - started
-    others = (_busy_seconds() - busy) - (sum(process.cpu_times()[:2]) - own)
+    others = (busy_seconds() - busy) - (sum(process.cpu_times()[:2]) - own)
     return max(0.0, others / elapsed)
-
-
-def _busy_seconds() -> float:
-    cpus = psutil.cpu_times(percpu=True)
-    ours = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(cpus))
-    names = ("user", "nice", "system", "irq", "softirq", "steal")
-    return float(sum(getattr(cpus[cpu], name, 0.0) for cpu in ours if cpu < len(cpus) for name in names))
 
 
 def timer_resolution_ns() -> int:
@@ -187,8 +176,3 @@ def _governor() -> str | None:
 def _on_battery() -> bool | None:
     battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
     return None if battery is None or battery.power_plugged is None else not battery.power_plugged
-
-
-def _temperature() -> float | None:
-    sensors = psutil.sensors_temperatures() if hasattr(psutil, "sensors_temperatures") else {}
-    return max((sensor.current for group in sensors.values() for sensor in group), default=None)

@@ -6,21 +6,23 @@ Knows no experiment: `perform` is given what to measure.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from knee.engine.engine import Engine
-from knee.engine.types import FinishReason, SamplingParams
+from knee.engine.types import SamplingParams
 from knee.errors import UserError
 from knee.lab import records
 from knee.lab.doctor import diagnose, read_state
 from knee.lab.environment import read_hardware, read_software
+from knee.lab.judgement.judge import judge
 from knee.lab.messages import Lang, dtype_notes, text
 from knee.lab.records import BatchPolicy, Hardware, Kind, ModelInfo, OnOff, Record, RequestRow, StepRow, Warning_
-from knee.lab.runs import RunFolder, find_run, read_run
+from knee.lab.runs import Run, RunFolder, find_run, read_run
+from knee.lab.spec import RunSpec
+from knee.lab.sweep_records import TrialRow
 from knee.lab.workload import Workload
 from knee.llm import LLM
 
@@ -30,11 +32,10 @@ _GAP_S = 1.0
 class Sink(Protocol):
     """Where what is measured goes, as soon as it is; a run folder, or a list in a test.
 
-    `requests` and `steps` are the rows that it holds already: of a run that is resumed, all finished trials.
+    `spec` says what is known beside the rows: of a run that is resumed, which trials it holds already.
     """
 
-    requests: list[RequestRow]
-    steps: list[StepRow]
+    spec: RunSpec
 
     def add_requests(self, rows: Sequence[RequestRow]) -> None:
         """Keep rows of requests."""
@@ -42,8 +43,17 @@ class Sink(Protocol):
     def add_steps(self, rows: Sequence[StepRow]) -> None:
         """Keep rows of steps."""
 
+    def add_trial(self, trial: TrialRow) -> None:
+        """Keep what is known of a trial beside its rows; with it the trial counts."""
+
+    def change(self, **parts: Any) -> None:
+        """Replace parts of the spec."""
+
+    def judge(self) -> None:
+        """Write down what the rows say so far."""
+
     def keep(self, so_far: Outcome) -> None:
-        """Keep what the rows say so far, in case that nothing follows."""
+        """Keep what an experiment that is not judged found so far, in case that nothing follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +82,23 @@ def warning(code: str, **values: object) -> Warning_:
     return Warning_(code=code, message=text("en", f"warning.{code}", **values))
 
 
+def workload_record(workload: Workload) -> records.Workload:
+    """What a record says of a workload: prompts once each, as texts if all of them were given as texts."""
+    used = workload.prompts[: workload.requests]
+    texts = [prompt.text for prompt in used if prompt.text is not None]
+    return records.Workload(
+        requests=workload.requests,
+        prompt_tokens=workload.prompt_tokens,
+        max_new_tokens=workload.max_new_tokens,
+        arrival=str(workload.arrival),
+        seed=workload.seed,
+        sha256=workload.sha256,
+        prompts=texts if len(texts) == len(used) else [list(prompt.ids) for prompt in used],
+        times=None if workload.times is None else list(workload.times),
+        new_tokens=None if workload.new_tokens is None else list(workload.new_tokens),
+    )
+
+
 def on_off(kv_cache: bool) -> OnOff:
     """How a record writes it."""
     return "on" if kv_cache else "off"
@@ -87,7 +114,7 @@ def draft(kind: Kind, llm: LLM, workload: Workload, policy: BatchPolicy, kv_cach
         hardware=read_hardware(),
         software=read_software(),
         model=_model(llm),
-        workload=workload.as_record(),
+        workload=workload_record(workload),
         batch_policy=policy,
         kv_cache=on_off(kv_cache),
         metrics=None,
@@ -113,69 +140,121 @@ def _model(llm: LLM) -> ModelInfo:
 
 
 def perform(
-    record: Record, setting: Setting, measure: Callable[[Sink], Outcome], opened: Callable[[Path], None]
+    record: Record,
+    setting: Setting,
+    measure: Callable[[Sink], Outcome | None],
+    opened: Callable[[Path], None],
+    begin: RunSpec | None = None,
 ) -> Record:
     """Measure into a new run folder, of which `opened` is told; returns the final record.
 
-    With `setting.resume` the folder is that run's. Whatever ends the measurement early, the folder keeps what was
-    measured until then, and says how it ended.
+    An experiment that is judged from its rows gives no outcome; `begin` is what is known of it from the start. With
+    `setting.resume` the folder is that run's. Whatever ends the measurement early, the folder keeps what was measured
+    until then, judged, and says how it ended.
     """
-    keeper = _resumed(record, setting) if setting.resume else _begun(record, setting)
+    spec = (begin or RunSpec(draft=record)).model_copy(update={"draft": record})
+    keeper = _resumed(spec, setting) if setting.resume else _begun(spec, setting)
     with keeper.folder as folder:
         opened(folder.path)
-        started = time.time() - time.monotonic()
-        circumstances = [*_crowded(record), *_surroundings(record.hardware)]
-        keeper.draft = keeper.draft.model_copy(update={"warnings": circumstances})
-        found = measure(keeper)
-        slept = _clock_gap(time.time() - time.monotonic() - started)
-        folder.finish(_filled(keeper.draft, replace(found, warnings=[*slept, *found.warnings])))
+        started, began = time.time() - time.monotonic(), time.monotonic()
+        keeper.note(warnings=[*_crowded(record), *_surroundings(record.hardware)])
+        try:
+            if (found := measure(keeper)) is not None:
+                keeper.keep(found)
+        except KeyboardInterrupt:
+            keeper.change(status="interrupted")  # what is advised depends on it
+            raise
+        finally:
+            keeper.note(warnings=_clock_gap(time.time() - time.monotonic() - started))
+            keeper.change(seconds=(keeper.spec.seconds or 0.0) + time.monotonic() - began)
+            keeper.judge()
+        folder.finish(folder.record)
     return folder.record
 
 
 @dataclass(slots=True)
 class _Keeper:
-    """A run folder as a sink: what was found so far is in its record at any time."""
+    """A run folder as a sink: what was found so far is on disk at any time."""
 
     folder: RunFolder
-    draft: Record
+    spec: RunSpec
     requests: list[RequestRow] = field(default_factory=list)
     steps: list[StepRow] = field(default_factory=list)
 
     def add_requests(self, rows: Sequence[RequestRow]) -> None:
         self.folder.add_requests(rows)
+        self.requests += rows
 
     def add_steps(self, rows: Sequence[StepRow]) -> None:
         self.folder.add_steps(rows)
+        self.steps += rows
+
+    def add_trial(self, trial: TrialRow) -> None:
+        self.change(trials=[*self.spec.trials, trial])
+
+    def change(self, **parts: Any) -> None:
+        self.spec = self.spec.model_copy(update=parts)
+        self.folder.save_spec(self.spec)
+
+    def note(self, warnings: Sequence[Warning_]) -> None:
+        """Add warnings about the circumstances; each is said once."""
+        known = self.spec.draft.warnings
+        new = [one for one in warnings if one not in known]
+        if new:
+            self.change(draft=self.spec.draft.model_copy(update={"warnings": [*known, *new]}))
+
+    def judge(self) -> None:
+        found = judge(self.spec, self.requests, self.steps)
+        self.folder.save(found.model_copy(update={"status": "running"}))  # how it ended is the folder's to say
 
     def keep(self, so_far: Outcome) -> None:
-        self.folder.save(_filled(self.draft, so_far))
+        self.change(observed=so_far.metrics, observed_warnings=list(so_far.warnings), observed_notes=list(so_far.notes))
+        self.judge()
 
 
-def _begun(record: Record, setting: Setting) -> _Keeper:
-    return _Keeper(RunFolder.create(setting.out, record, setting.lang), record)
+def _begun(spec: RunSpec, setting: Setting) -> _Keeper:
+    return _Keeper(RunFolder.create(setting.out, spec, setting.lang), spec)
 
 
-# Options that change where a result goes, not what is measured.
-_HARMLESS = ("resume", "out", "lang", "json", "name")
+# Options that change where a result goes or when the run ends, not what is measured.
+_HARMLESS = ("resume", "out", "lang", "json", "name", "budget", "repeats")
 
 
-def _resumed(record: Record, setting: Setting) -> _Keeper:
-    """The run to take up, with the rows of its finished trials; a trial that was cut off is measured again, whole.
-
-    Raises `UserError` if the command is not the one that began the run.
-    """
+def run_to_resume(setting: Setting) -> Run:
+    """The run that `setting.resume` names. Raises `RecordError`, or `UserError` if it has nothing to go on from."""
     path = find_run(setting.out, setting.resume or "")
-    _check_same(read_run(path).record, record, path)
+    run = read_run(path)
+    if run.spec is None:
+        raise UserError(f"{path} has no spec.json, an earlier knee wrote it: start a new run without --resume")
+    return run
+
+
+def _resumed(spec: RunSpec, setting: Setting) -> _Keeper:
+    """The run to take up, with the rows of its whole trials; a trial that was cut off is measured again, whole.
+
+    Raises `UserError` if the command or the circumstances are not those that the run began with.
+    """
+    path = run_to_resume(setting).path
     folder, before = RunFolder.resume(path, setting.lang)
-    finished = _finished_trials(before.requests, record.workload.requests)
-    begun = {"created_at": before.record.created_at, "name": before.record.name}
-    keeper = _Keeper(
-        folder,
-        record.model_copy(update=begun),
-        [row for row in before.requests if (row.cell, row.repeat) in finished],
-        [row for row in before.steps if (row.cell, row.repeat) in finished],
-    )
-    folder.replace_rows(keeper.requests, keeper.steps)
+    with folder.released_on_error():
+        assert before.spec is not None
+        _check_same(before.spec.draft, spec.draft, path)
+        whole = {(trial.cell, trial.repeat, trial.void) for trial in before.spec.trials}
+        draft = spec.draft.model_copy(
+            update={
+                "created_at": before.record.created_at,
+                "name": before.record.name,
+                "notes": before.spec.draft.notes,
+                "warnings": before.spec.draft.warnings,
+            }
+        )
+        keeper = _Keeper(
+            folder,
+            before.spec.model_copy(update={"draft": draft, "status": "running"}),
+            [row for row in before.requests if (row.cell, row.repeat, row.void) in whole],
+            [row for row in before.steps if (row.cell, row.repeat, row.void) in whole],
+        )
+        folder.replace_rows(keeper.requests, keeper.steps)
     return keeper
 
 
@@ -185,21 +264,19 @@ def _check_same(before: Record, now: Record, path: Path) -> None:
         ("the kind of experiment", before.kind, now.kind),
         ("the model's files", before.model.sha256, now.model.sha256),
         ("the workload", before.workload.sha256, now.workload.sha256),
+        ("the processor", before.hardware.cpu, now.hardware.cpu),
+        ("the cores", before.hardware.cores, now.hardware.cores),
+        ("the instruction set", before.model.isa, now.model.isa),
+        ("the threads", before.model.threads, now.model.threads),
+        ("the weights' type", before.model.dtype, now.model.dtype),
     ):
         names += [name] if one != other else []
     if names:
-        raise UserError(f"{path} was begun by another command ({', '.join(names)} differ): resume it with the same one")
-
-
-def _finished_trials(rows: Sequence[RequestRow], requests: int) -> set[tuple[int, int]]:
-    """(cell, repeat) of the trials in which every request came to an end of its own."""
-    ended = Counter((row.cell, row.repeat) for row in rows if row.finish_reason != FinishReason.ABORTED.value)
-    return {trial for trial, count in ended.items() if count == requests}
-
-
-def _filled(draft: Record, found: Outcome) -> Record:
-    warnings, notes = [*draft.warnings, *found.warnings], [*draft.notes, *found.notes]
-    return draft.model_copy(update={"metrics": found.metrics, "warnings": warnings, "notes": notes})
+        raise UserError(
+            f"{path} was begun otherwise ({', '.join(dict.fromkeys(names))} differ): resume it with "
+            f"the same command on "
+            "the same machine"
+        )
 
 
 def _crowded(record: Record) -> list[Warning_]:
@@ -210,7 +287,10 @@ def _crowded(record: Record) -> list[Warning_]:
 
 def _surroundings(hardware: Hardware) -> list[Warning_]:
     """What about this machine, as it is right now, makes its numbers less trustworthy."""
-    return [Warning_(code=found.code, message=found.message("en")) for found in diagnose(hardware, read_state())]
+    return [
+        Warning_(code=found.code, message=found.message("en"), advice=found.advice("en"))
+        for found in diagnose(hardware, read_state())
+    ]
 
 
 def _clock_gap(seconds: float) -> list[Warning_]:
@@ -221,5 +301,5 @@ def _clock_gap(seconds: float) -> list[Warning_]:
 def check_requests(engine: Engine, workload: Workload, params: SamplingParams) -> None:
     """Raise `RequestError` if any request could never be served. Runs nothing; the engine is of no use afterwards."""
     asked = replace(params, max_new_tokens=workload.max_new_tokens)
-    for prompt in workload.prompts[: workload.requests]:
-        engine.submit(prompt.ids, asked)
+    for request in range(workload.requests):
+        engine.submit(workload.prompt(request).ids, replace(asked, max_new_tokens=workload.tokens(request)))

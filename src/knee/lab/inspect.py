@@ -20,6 +20,7 @@ from knee.errors import KneeError, OutOfMemory
 from knee.lab.experiment import Outcome, Sink, check_requests, warning
 from knee.lab.messages import text
 from knee.lab.records import InspectKvOff, InspectMetrics, InspectPrefill, InspectStep, TopCandidate
+from knee.lab.rows import request_rows, step_rows
 from knee.lab.trial import REAL_TIME, Clock, Trial, run_trial
 from knee.lab.workload import Workload
 from knee.llm import DEFAULT_BLOCK_SIZE, LLM
@@ -77,8 +78,8 @@ def run(llm: LLM, spec: InspectSpec, sink: Sink, clock: Clock = REAL_TIME) -> Ou
     try:
         run_trial(engine, spec.workload, spec.params, trial, clock.sleep)
     finally:
-        sink.add_requests(trial.request_rows())
-        sink.add_steps(trial.step_rows())
+        sink.add_requests(request_rows(trial))
+        sink.add_steps(step_rows(trial))
     if trial.errors:
         raise KneeError(trial.errors[0])
     generated = trial.requests[0]

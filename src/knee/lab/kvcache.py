@@ -10,22 +10,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice, pairwise
-from statistics import fmean, median
+from statistics import fmean
 
 from knee.engine.engine import Engine
 from knee.engine.policies import make_policy
 from knee.engine.types import Request, SamplingParams
 from knee.errors import KneeError, UserError
 from knee.lab.experiment import Outcome, Sink, check_requests, on_off, warning
+from knee.lab.kv_steps import pays_from, step_pairs
 from knee.lab.messages import text
+from knee.lab.progress import Progress, ignore
 from knee.lab.records import KvCacheCell, KvCacheMetrics
-from knee.lab.trial import REAL_TIME, Clock, Progress, Trial, hash_tokens, ignore, run_trial
+from knee.lab.rows import hash_tokens, request_rows, step_rows
+from knee.lab.trial import REAL_TIME, Clock, Trial, run_trial
 from knee.lab.workload import Prompt, Workload
 from knee.llm import DEFAULT_BLOCK_SIZE, LLM
 
 DEFAULT_LENGTHS = (10, 50, 200)
 _WARM_TOKENS = 3
-_NEIGHBOURS = 9  # steps that a median goes over, so that one slow step does not decide
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +119,8 @@ def _measure(llm: LLM, spec: KvCacheSpec, cell: _Cell, sink: Sink, clock: Clock)
     try:
         run_trial(engine, workload, spec.params, trial, clock.sleep)
     finally:
-        sink.add_requests(trial.request_rows())
-        sink.add_steps(trial.step_rows())
+        sink.add_requests(request_rows(trial))
+        sink.add_steps(step_rows(trial))
     if trial.errors:
         raise KneeError(trial.errors[0])
     return _cell(llm, cell, trial.requests[0])
@@ -141,43 +143,6 @@ def _cell(llm: LLM, cell: _Cell, request: Request) -> KvCacheCell:
 
 
 # --- from cells to an answer -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class StepPair:
-    """The same decode step with the cache on and off; `context` tokens are in the prefix that it continues."""
-
-    context: int
-    on_ms: float
-    off_ms: float
-
-
-def step_pairs(cells: Sequence[KvCacheCell]) -> list[StepPair]:
-    """All decode steps of all lengths, by their context."""
-    times = {(cell.prompt_length, cell.kv_cache): cell.token_ms for cell in cells}
-    pairs = [
-        StepPair(length + number, on, off)
-        for length in dict.fromkeys(cell.prompt_length for cell in cells)
-        for number, (on, off) in enumerate(zip(times[length, "on"], times[length, "off"], strict=False))
-        if number > 0
-    ]
-    return sorted(pairs, key=lambda pair: pair.context)
-
-
-def pays_from(pairs: Sequence[StepPair]) -> int | None:
-    """The shortest context from which on a step with the cache is faster, up to the longest measured one.
-
-    Each step is judged by the median over its neighbours in context. None where the longest context still does not
-    pay, or there is no decode step at all.
-    """
-    gains = [pair.off_ms - pair.on_ms for pair in pairs]
-    half = _NEIGHBOURS // 2
-    first = None
-    for number in reversed(range(len(pairs))):
-        if median(gains[max(0, number - half) : number + half + 1]) <= 0:
-            break
-        first = pairs[number].context
-    return first
 
 
 def findings(metrics: KvCacheMetrics) -> list[str]:

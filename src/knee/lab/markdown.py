@@ -20,10 +20,9 @@ from knee.lab.records import (
     KvCacheCell,
     KvCacheMetrics,
     Record,
-    SweepCell,
-    SweepMetrics,
-    Tradeoff,
+    Warning_,
 )
+from knee.lab.sweep_records import Claim, Recommendation, Recommendations, SweepCell, SweepMetrics, Tradeoff
 from knee.lab.visible import visible
 
 NOTHING = "—"
@@ -66,7 +65,7 @@ def _template(record: Record, say: Say, lang: Lang) -> str:
     lines += [f"    - {say(key)}: {value}" for key, value in _log_metrics(record, say)]
     lines += _sentences(say("log.notes"), [translated(lang, note) for note in record.notes])
     if record.warnings:
-        warnings = [f"{warning.code}: {translated(lang, warning.message)}" for warning in record.warnings]
+        warnings = [_warning(warning, lang) for warning in record.warnings]
         lines += _sentences(say("record.warnings"), warnings)
     return "\n".join([*lines, *_circumstances(record, say)])
 
@@ -75,6 +74,11 @@ def _sentences(title: str, sentences: Sequence[str]) -> list[str]:
     if not sentences:
         return [f"- **{title}**: {NOTHING}"]
     return [f"- **{title}**:", *(f"    - {escaped(sentence)}" for sentence in sentences)]
+
+
+def _warning(found: Warning_, lang: Lang) -> str:
+    advice = f" {translated(lang, found.advice)}" if found.advice else ""
+    return f"{found.code}: {translated(lang, found.message)}{advice}"
 
 
 def _circumstances(record: Record, say: Say) -> list[str]:
@@ -188,6 +192,10 @@ def _baseline_log(metrics: BaselineMetrics, say: Say) -> dict[str, str]:
 
 
 def _sections(record: Record, say: Say, lang: Lang) -> list[str]:
+    return [*_of_its_kind(record, say, lang), *_claims(record.claims, say, lang)]
+
+
+def _of_its_kind(record: Record, say: Say, lang: Lang) -> list[str]:
     match record.metrics:
         case BaselineMetrics() as metrics:
             return _baseline(metrics, say)
@@ -278,6 +286,7 @@ def _kvcache_row(cell: KvCacheCell, say: Say) -> list[str]:
 def _sweep(metrics: SweepMetrics, say: Say, lang: Lang) -> list[str]:
     cells = metrics.cells
     blocks = [
+        *_answer(metrics, say, lang),
         f"## {say('sweep.title')}",
         f"### {say('sweep.title_log')}",
         _sweep_table(cells, say, _LOG_COLUMNS),
@@ -285,16 +294,74 @@ def _sweep(metrics: SweepMetrics, say: Say, lang: Lang) -> list[str]:
         f"### {say('sweep.title_knee')}",
         _sweep_table(cells, say, _KNEE_COLUMNS),
         say("sweep.definitions"),
+        f"### {say('sweep.title_intervals')}",
+        _sweep_table(cells, say, _INTERVAL_COLUMNS),
+        say("sweep.intervals"),
         f"### {say('sweep.title_batch')}",
         _sweep_table(cells, say, _BATCH_COLUMNS),
         say("sweep.same_tokens", answer=_yes(metrics.same_tokens, say)),
     ]
     if metrics.tradeoff:
         blocks += [f"### {say('sweep.title_tradeoff')}", _tradeoff_table(metrics.tradeoff, say)]
+    return blocks
+
+
+def _answer(metrics: SweepMetrics, say: Say, lang: Lang) -> list[str]:
+    """The recommendations and the knee with their reasons, before any table."""
+    blocks = [f"## {say('answer.title')}"]
+    if metrics.recommendations is not None:
+        blocks += [_recommendation(one, say, lang) for one in in_turn(metrics.recommendations)]
+    if metrics.knee is not None:
+        blocks.append(f"**{say('answer.knee')}**: {escaped(translated(lang, metrics.knee.sentence))}")
     if metrics.findings:
         findings = [f"- {escaped(translated(lang, finding))}" for finding in metrics.findings]
         blocks += [f"### {say('record.findings')}", "\n".join(findings)]
-    return blocks
+    if metrics.left_out:
+        blocks += [
+            f"### {say('answer.left_out')}",
+            "\n".join(f"- {escaped(translated(lang, one))}" for one in metrics.left_out),
+        ]
+    return blocks if len(blocks) > 1 else []
+
+
+def in_turn(recommendations: Recommendations) -> list[Recommendation]:
+    """Those that are there: the user's own limits first."""
+    own = [recommendations.slo] if recommendations.slo else []
+    return [*own, recommendations.chat, recommendations.api, recommendations.offline]
+
+
+def _recommendation(given: Recommendation, say: Say, lang: Lang) -> str:
+    head = f"**{say(f'answer.{given.scenario}')}** ({say(f'answer.{given.verdict}')})"
+    lines = [f"{head}: {escaped(translated(lang, given.sentence))}"]
+    if given.limits_how:
+        limits = (
+            ", ".join(f"{name} {_number(value)} ms" for name, value in given.limits.items()) if given.limits else ""
+        )
+        lines.append(f"{say('answer.limits', limits=limits or NOTHING)} {escaped(translated(lang, given.limits_how))}")
+    lines += [f"{name}:\n\n```\n{visible_block(command)}\n```" for name, command in given.commands.items()]
+    return "\n\n".join(lines)
+
+
+def visible_block(command: str) -> str:
+    """A command as it is, line by line, with nothing in it that could end the block or move a cursor."""
+    return "\n".join(visible(line) for line in command.replace("```", "").split("\n"))
+
+
+def _claims(found: Sequence[Claim], say: Say, lang: Lang) -> list[str]:
+    """What such logs conclude, and whether it holds here; what was not measured is left to `knee claims`."""
+    rows = [
+        (
+            escaped(translated(lang, claim.statement)),
+            say(f"answer.{claim.verdict}"),
+            escaped(translated(lang, claim.sentence)),
+        )
+        for claim in found
+        if claim.verdict != "not_measured"
+    ]
+    if not rows:
+        return []
+    header = [say(f"answer.{name}") for name in ("statement", "verdict", "evidence")]
+    return [f"## {say('answer.claims')}", _table(header, rows)]
 
 
 def _wait(of: SweepCell | Tradeoff) -> str:
@@ -326,6 +393,28 @@ _KNEE_COLUMNS: tuple[_Column, ...] = (
     ("sweep.e2el_mean", lambda cell: _number(cell.e2el_ms.mean)),
     ("sweep.e2el_p95", lambda cell: _number(cell.e2el_ms.p95)),
 )
+
+
+def _interval(metric: str) -> Callable[[SweepCell], str]:
+    def show(cell: SweepCell) -> str:
+        found = cell.intervals.get(metric)
+        if found is None:
+            return NOTHING
+        ends = "" if found.low is None else f" [{_number(found.low)}, {_number(found.high)}]"
+        return f"{_number(found.value)}{ends}"
+
+    return show
+
+
+_INTERVAL_COLUMNS: tuple[_Column, ...] = (
+    *_BATCH,
+    ("sweep.repeats", lambda cell: str(len(cell.repeats))),
+    ("sweep.tokens_per_s", _interval("output_throughput")),
+    ("sweep.e2el_mean", _interval("e2el_ms")),
+    ("sweep.ttft_mean", _interval("ttft_ms")),
+    ("sweep.tpot_mean", _interval("tpot_ms")),
+    ("sweep.power", _interval("power")),
+)
 _BATCH_COLUMNS: tuple[_Column, ...] = (
     *_BATCH,
     ("sweep.slots", lambda cell: _percent(cell.slot_utilization)),
@@ -353,7 +442,7 @@ def _tradeoff_row(row: Tradeoff) -> list[str]:
         escaped(row.policy),
         str(row.max_batch_size),
         _wait(row),
-        *(f"{change:+.0%}" for change in changes),
+        *(NOTHING if change is None else f"{change:+.0%}" for change in changes),
         efficiency,
     ]
 

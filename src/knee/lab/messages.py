@@ -1,7 +1,8 @@
 """All words that knee shows, in English and in Chinese, side by side.
 
-To add one: a line in `MESSAGES`, key -> (English, Chinese), with the same placeholders in both (`str.format`). Keys
-start with their topic. A test sees to it that every key that the source asks for exists in both languages.
+To add one: a line in `_WORDS` or in the file of its topic (`words_*.py`), key -> (English, Chinese), with the same
+placeholders in both (`str.format`). Keys start with their topic. A test sees to it that every key that the source
+asks for exists in both languages.
 
 A record keeps its sentences in English, for scripts; `translated` finds the entry that such a sentence was made from
 and gives it in another language, numbers and all.
@@ -15,10 +16,12 @@ from functools import cache
 from string import Formatter
 from typing import Literal
 
+from knee.lab import words_answer, words_claims, words_compare, words_explain, words_report
+
 Lang = Literal["en", "zh"]
 LANGUAGES: tuple[Lang, ...] = ("en", "zh")
 
-MESSAGES: Mapping[str, tuple[str, str]] = {
+_WORDS: Mapping[str, tuple[str, str]] = {
     # The template of the experiment log.
     "log.name": ("Experiment name", "实验名称"),
     "log.date": ("Date", "日期"),
@@ -353,94 +356,6 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "The price is memory: {each} KiB a token, {memory} MiB for the request with {length} prompt tokens.",
         "代价是内存：每个 token {each} KiB；提示词为 {length} 个 token 的请求共占 {memory} MiB。",
     ),
-    "finding.batching_wins_both": (
-        "Batching wins both: {best} against {base} has {throughput} throughput and {latency} latency from arrival; "
-        "the service time alone is {service}.",
-        "批处理两头都赢：{best} 相比 {base}，吞吐 {throughput}，从到达算起的延迟 {latency}；仅看服务时间为 {service}。",
-    ),
-    "finding.batching_trades": (
-        "Batching trades: {best} against {base} has {throughput} throughput, paid with {latency} latency from "
-        "arrival; the service time alone is {service}.",
-        "批处理是取舍：{best} 相比 {base}，吞吐 {throughput}，代价是从到达算起的延迟 {latency}；"
-        "仅看服务时间为 {service}。",
-    ),
-    "finding.batching_no_gain": (
-        "Batching gains nothing: {best} against {base} has {throughput} throughput and {latency} latency from arrival.",
-        "批处理没有收益：{best} 相比 {base}，吞吐 {throughput}，从到达算起的延迟 {latency}。",
-    ),
-    "finding.batching_too_few": (
-        "Batching: {best} against {base} had {throughput} throughput, {latency} latency from arrival and {service} "
-        "service time, in {repeats} repeats: too few to call it a difference.",
-        "批处理：{best} 相比 {base}，吞吐 {throughput}，从到达算起的延迟 {latency}，服务时间 {service}，"
-        "共 {repeats} 次重复：次数太少，不能断言有差异。",
-    ),
-    "finding.batching_gains_throughput": (
-        "Batching gains throughput: {best} against {base} has {throughput} throughput; their latencies from arrival "
-        "({latency}) overlap and cannot be told apart.",
-        "批处理提高了吞吐：{best} 相比 {base}，吞吐 {throughput}；"
-        "两者从到达算起的延迟（{latency}）相互重叠，无法区分。",
-    ),
-    "finding.batching_changes_latency": (
-        "Batching changes only the latency: {best} against {base} has {latency} latency from arrival; their "
-        "throughputs ({throughput}) overlap and cannot be told apart.",
-        "批处理只改变了延迟：{best} 相比 {base}，从到达算起的延迟 {latency}；"
-        "两者的吞吐（{throughput}）相互重叠，无法区分。",
-    ),
-    "finding.batching_cannot_tell": (
-        "Batching: cannot tell {best} from {base}, their repeats overlap.",
-        "批处理：{best} 与 {base} 的多次重复相互重叠，无法区分。",
-    ),
-    "finding.window_cannot_matter": (
-        "The wait window cannot matter at batch {sizes}: every batch was full or the last when it started. What "
-        "differs between windows is noise, and their repeats count as repeats of one setting.",
-        "批大小为 {sizes} 时等待窗口不可能有影响：每个批次开始时都已满或是最后一批。"
-        "不同窗口之间的差异是噪声，它们的重复视为同一设置的重复。",
-    ),
-    "finding.window_too_few": (
-        "The wait window: {other} against {base} has {latency} latency from arrival and {throughput} throughput, in "
-        "{repeats} repeats each: too few to tell.",
-        "等待窗口：{other} 相比 {base}，从到达算起的延迟 {latency}，吞吐 {throughput}，"
-        "各 {repeats} 次重复，次数太少，无法判断。",
-    ),
-    "finding.window_cannot_tell": (
-        "The wait window: cannot tell {other} ({other_range}) from {base} ({base_range}), the latencies of their "
-        "repeats overlap.",
-        "等待窗口：{other}（{other_range}）与 {base}（{base_range}）多次重复的延迟相互重叠，无法区分。",
-    ),
-    "finding.window_matters": (
-        "The wait window matters: {other} against {base} has {latency} latency from arrival and {throughput} "
-        "throughput.",
-        "等待窗口有影响：{other} 相比 {base}，从到达算起的延迟 {latency}，吞吐 {throughput}。",
-    ),
-    "finding.best_latency": (
-        "Lowest mean latency from arrival: {cell}, {value} ms.",
-        "从到达算起的平均延迟最低：{cell}，{value} ms。",
-    ),
-    "finding.best_latency_too_few": (
-        "Lowest mean latency from arrival in these {repeats} repeats: {cell}, {value} ms; too few to call it best.",
-        "在这 {repeats} 次重复中，从到达算起的平均延迟最低：{cell}，{value} ms；次数太少，不能断言最佳。",
-    ),
-    "finding.best_latency_tied": (
-        "Lowest mean latency from arrival: {cell}, {value} ms; cannot be told from {rivals}.",
-        "从到达算起的平均延迟最低：{cell}，{value} ms；与 {rivals} 无法区分。",
-    ),
-    "finding.best_throughput": (
-        "Highest throughput: {cell}, {value} tokens/s.",
-        "吞吐最高：{cell}，{value} tokens/s。",
-    ),
-    "finding.best_throughput_too_few": (
-        "Highest throughput in these {repeats} repeats: {cell}, {value} tokens/s; too few to call it best.",
-        "在这 {repeats} 次重复中，吞吐最高：{cell}，{value} tokens/s；次数太少，不能断言最佳。",
-    ),
-    "finding.best_throughput_tied": (
-        "Highest throughput: {cell}, {value} tokens/s; cannot be told from {rivals}.",
-        "吞吐最高：{cell}，{value} tokens/s；与 {rivals} 无法区分。",
-    ),
-    "finding.too_few_repeats": (
-        "Repeats of a setting: {repeats}. With fewer than {enough}, a difference can be noise: give --repeats "
-        "{enough}.",
-        "每个设置的重复次数：{repeats}。少于 {enough} 次时，差异可能只是噪声：请用 --repeats {enough}。",
-    ),
     # What commands print: tables, one caption each, and the lines around them.
     "generate.summary": (
         "{prompt_tokens} → {output_tokens} tokens · prefill {prefill_ms:.1f} ms (cold) · "
@@ -465,7 +380,43 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "interrupted; what was measured is kept in {path}",
         "已中断；已测得的数据保存在 {path}",
     ),
+    "run.go_on": (
+        "go on with the same command and --resume {run}",
+        "用同样的命令加 --resume {run} 可继续",
+    ),
     "run.warning": ("warning: {message}", "警告：{message}"),
+    "sweep.title_intervals": ("Medians of the repeats, with 95 % intervals", "各次重复的中位数及 95 % 区间"),
+    "sweep.intervals": (
+        "Latencies: the mean over a trial's requests, counted from arrival; the median of the "
+        "trials. Power is requests/s "
+        "over seconds of latency.",
+        "延迟为一次试验内请求的平均值（从到达算起），再取各次试验的中位数。功效 = 请求/s ÷ 延迟秒数。",
+    ),
+    "sweep.repeats": ("repeats", "重复"),
+    "sweep.power": ("power", "功效"),
+    "answer.title": ("Answer", "结论"),
+    "answer.knee": ("Knee", "拐点"),
+    "answer.chat": ("Live chat", "在线聊天"),
+    "answer.api": ("API service", "API 服务"),
+    "answer.offline": ("Offline work", "离线任务"),
+    "answer.slo": ("Within your limits", "在给定限制内"),
+    "answer.clear": ("clear", "明确"),
+    "answer.tied": ("tied", "并列"),
+    "answer.cannot_tell": ("cannot tell", "无法判断"),
+    "answer.supported": ("supported", "成立"),
+    "answer.refuted": ("refuted", "不成立"),
+    "answer.not_measured": ("not measured", "未测量"),
+    "answer.limits": ("Limits: {limits}.", "限制：{limits}。"),
+    "answer.left_out": ("Left out", "未测部分"),
+    "answer.claims": ("What such logs conclude, tested here", "此类日志的常见结论在本机的检验"),
+    "answer.statement": ("claim", "论断"),
+    "answer.verdict": ("verdict", "判定"),
+    "answer.evidence": ("evidence", "证据"),
+    "progress.best": (
+        "{label} · best so far {best}: {throughput:.1f} tokens/s, {latency:.0f} ms",
+        "{label} · 目前最佳 {best}：{throughput:.1f} tokens/s，{latency:.0f} ms",
+    ),
+    "progress.left": ("{label} · {minutes} left", "{label} · 剩余 {minutes}"),
     "run.heading": ("{model} @ {dtype}, {device}", "{model} @ {dtype}，{device}"),
     "table.baseline_about": (
         "Cold: the first forward pass after loading. Warm: the median of {runs} later ones.",
@@ -561,6 +512,16 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
     ),
 }
 
+# Topics with many words have files of their own.
+MESSAGES: Mapping[str, tuple[str, str]] = {
+    **_WORDS,
+    **words_answer.WORDS,
+    **words_claims.WORDS,
+    **words_compare.WORDS,
+    **words_explain.WORDS,
+    **words_report.WORDS,
+}
+
 
 def text(lang: Lang, key: str, **values: object) -> str:
     """The words for `key`, with `values` in their places."""
@@ -582,7 +543,15 @@ def dtype_notes(dtype: str, reason: str, lang: Lang) -> list[str]:
     return [translated(lang, text("en", "note.dtype", dtype=dtype, reason=reason))] if reason else []
 
 
-_STORED = ("note.", "warning.", "finding.", "doctor.")  # topics whose English words end up in records
+_STORED = (
+    "note.",
+    "warning.",
+    "advice.",
+    "finding.",
+    "claim.",
+    "answer.",
+    "doctor.",
+)  # topics whose English words end up in records
 
 
 @cache

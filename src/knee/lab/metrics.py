@@ -18,10 +18,18 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
+from dataclasses import asdict
+from itertools import compress, pairwise
 from statistics import fmean, median, median_low
+from typing import TYPE_CHECKING
 
-from knee.lab.records import RepeatTotals, RequestRow, StepRow, Summary, SweepCell, Tradeoff
+from knee.lab.records import RequestRow, StepRow
+from knee.lab.statistics import compare_paired, enough_for, median_interval, outliers, percentile
+from knee.lab.sweep_records import COMPARED, Effect, Interval, RepeatTotals, Summary, SweepCell, Tradeoff
+
+if TYPE_CHECKING:
+    from knee.lab.judgement.measured import CellRows
+    from knee.lab.slo import Slo
 
 COMPLETED = frozenset({"length", "eos", "stop"})
 
@@ -73,40 +81,43 @@ def _ms(start: float | None, end: float | None) -> float | None:
 # --- distributions -----------------------------------------------------------------------------------------------
 
 
-def percentile(ordered: Sequence[float], percent: float) -> float:
-    """Percentile of sorted values, linear between neighbours (NumPy's default, type 7 of Hyndman & Fan 1996)."""
-    position = (len(ordered) - 1) * percent / 100
-    below = int(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
-
-
 def summarize(values: Iterable[float | None]) -> Summary:
-    """Mean and percentiles of the values that are there; all None if none is."""
+    """Mean and percentiles of the values that are there; a percentile is None where too few values lie beyond it."""
     ordered = sorted(value for value in values if value is not None)
-    if not ordered:
-        return Summary(mean=None, p50=None, p90=None, p95=None, p99=None)
-    return Summary(
-        mean=fmean(ordered),
-        p50=percentile(ordered, 50),
-        p90=percentile(ordered, 90),
-        p95=percentile(ordered, 95),
-        p99=percentile(ordered, 99),
-    )
+
+    def at(percent: float) -> float | None:
+        return percentile(ordered, percent) if enough_for(percent, len(ordered)) else None
+
+    return Summary(mean=fmean(ordered) if ordered else None, p50=at(50), p90=at(90), p95=at(95), p99=at(99))
 
 
 # --- one trial ---------------------------------------------------------------------------------------------------
 
 
-def trial_totals(repeat: int, rows: Sequence[RequestRow]) -> RepeatTotals:
-    """Duration from the first scheduled arrival to the last token, and the tokens given to requests."""
+def trial_totals(repeat: int, rows: Sequence[RequestRow], slo: Slo | None = None) -> RepeatTotals:
+    """Duration from the first scheduled arrival to the last token, the tokens given to requests, and each metric."""
     ends = [row.token_times[-1] for row in rows if row.token_times]
     start = min(row.scheduled_at for row in rows)
-    return RepeatTotals(
-        repeat=repeat,
-        duration_s=max(ends, default=start) - start,
-        output_tokens=sum(row.output_tokens for row in rows),
-    )
+    duration = max(ends, default=start) - start
+    tokens = sum(row.output_tokens for row in rows)
+    completed = [row for row in rows if row.finish_reason in COMPLETED]
+    latencies = {"queue_ms": queue_ms, "service_ms": service_ms, "ttft_ms": ttft_ms, "tpot_ms": tpot_ms}
+    values = {name: mean_of(map(latency, completed)) for name, latency in latencies.items()}
+    latency, rate = mean_of(map(e2el_ms, completed)), len(completed) / duration if duration else None
+    values |= {
+        "output_throughput": tokens / duration if duration else None,
+        "request_throughput": rate,
+        "e2el_ms": latency,
+        "power": rate / latency * 1e3 if rate and latency else None,
+        "goodput": sum(map(slo.met_by, rows)) / duration if slo and duration else None,
+    }
+    return RepeatTotals(repeat=repeat, duration_s=duration, output_tokens=tokens, values=values)
+
+
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are there."""
+    there = [value for value in values if value is not None]
+    return fmean(there) if there else None
 
 
 def mean_batch_size(steps: Sequence[StepRow]) -> float:
@@ -136,15 +147,10 @@ def batch_sizes(requests: Sequence[RequestRow], steps: Sequence[StepRow]) -> lis
 # --- one cell: a policy at one setting, all repeats ---------------------------------------------------------------
 
 
-def summarize_cell(
-    policy: str,
-    max_batch_size: int,
-    max_wait_ms: float | None,
-    requests: Sequence[RequestRow],
-    steps: Sequence[StepRow],
-) -> SweepCell:
-    """All repeats of a cell in one row: medians of totals, latencies pooled over the requests of all repeats."""
-    repeats = [trial_totals(number, rows) for number, rows in sorted(by_repeat(requests).items())]
+def summarize_cell(cell: CellRows, slo: Slo | None, seed: int = 0) -> SweepCell:
+    """All repeats of a cell: medians of totals, latencies pooled over the requests, intervals over the repeats."""
+    requests, steps, setting = cell.all_requests, cell.all_steps, cell.setting
+    repeats = labelled([trial_totals(number, rows, slo) for number, rows in cell.requests.items()])
     duration = median(repeat.duration_s for repeat in repeats)
     tokens = median_low([repeat.output_tokens for repeat in repeats])
     completed = [row for row in requests if row.finish_reason in COMPLETED]
@@ -152,11 +158,13 @@ def summarize_cell(
     def summary(latency: Callable[[RequestRow], float | None]) -> Summary:
         return summarize(latency(row) for row in completed)
 
+    goodputs = [repeat.values["goodput"] for repeat in repeats]
     return SweepCell(
-        cell=requests[0].cell,
-        policy=policy,
-        max_batch_size=max_batch_size,
-        max_wait_ms=max_wait_ms,
+        cell=cell.number,
+        label=cell.label,
+        policy=setting.policy,
+        max_batch_size=setting.max_batch_size,
+        max_wait_ms=setting.max_wait_ms,
         repeats=repeats,
         duration_s=duration,
         output_tokens=tokens,
@@ -168,11 +176,54 @@ def summarize_cell(
         tpot_ms=summary(tpot_ms),
         itl_ms=summarize(gap for row in completed for gap in itl_ms(row)),
         e2el_ms=summary(e2el_ms),
-        slot_utilization=slot_utilization(steps, max_batch_size),
+        slot_utilization=slot_utilization(steps, setting.max_batch_size),
         mean_batch_size=mean_batch_size(steps),
         tokens_sha256=cell_hash(requests),
+        goodput=fmean(value or 0.0 for value in goodputs) if slo else None,
         failed=len(requests) - len(completed),
+        window_idle=setting.max_wait_ms is not None and always_full(cell),
+        intervals=intervals(repeats, seed),
     )
+
+
+def always_full(cell: CellRows) -> bool:
+    """Whether every batch but a trial's last was full when it started."""
+    return all(
+        size >= cell.setting.max_batch_size
+        for repeat, rows in cell.requests.items()
+        for size in batch_sizes(rows, cell.steps[repeat])[:-1]
+    )
+
+
+def intervals(repeats: Sequence[RepeatTotals], seed: int) -> dict[str, Interval]:
+    """The median over repeats of each metric that all of them have, with its interval."""
+    found = {}
+    for name in COMPARED:
+        values = [value for repeat in repeats if (value := repeat.values.get(name)) is not None]
+        if len(values) == len(repeats):
+            found[name] = interval_of(values, seed)
+    return found
+
+
+def interval_of(values: Sequence[float], seed: int) -> Interval:
+    """The median of repeats with its interval. Nothing here can be below 0, and so no end of an interval is."""
+    found = median_interval(values, seed)
+    return Interval(**asdict(found) | {"low": None if found.low is None else max(0.0, found.low)})
+
+
+def labelled(repeats: list[RepeatTotals]) -> list[RepeatTotals]:
+    """The same, each with the names of the metrics in which it stands apart."""
+    names: list[list[str]] = [[] for _ in repeats]
+    for metric in COMPARED:
+        values = [repeat.values.get(metric) for repeat in repeats]
+        if None not in values:
+            apart = outliers([value for value in values if value is not None])
+            for number in compress(range(len(repeats)), apart):
+                names[number].append(metric)
+    return [
+        repeat.model_copy(update={"outlier": found}) if found else repeat
+        for repeat, found in zip(repeats, names, strict=True)
+    ]
 
 
 def by_repeat(requests: Iterable[RequestRow]) -> dict[int, list[RequestRow]]:
@@ -219,7 +270,26 @@ def _against(first: SweepCell, cell: SweepCell) -> Tradeoff:
         service_change=service,
         e2el_change=change(first.e2el_ms.mean, cell.e2el_ms.mean),
         efficiency=throughput / service if throughput is not None and service and service > 0 else None,
+        effects={} if cell is first else effects(first, cell),
     )
+
+
+def effects(base: SweepCell, cell: SweepCell, metrics: Iterable[str] = COMPARED) -> dict[str, Effect]:
+    """A cell against another, round by round, in each metric that both have."""
+    found = {name: effect(base, cell, name) for name in metrics}
+    return {name: one for name, one in found.items() if one.n}
+
+
+def effect(base: SweepCell, cell: SweepCell, metric: str) -> Effect:
+    """A cell against another in one metric, paired within the rounds."""
+    one, other = by_round(base, metric), by_round(cell, metric)
+    return Effect(**asdict(compare_paired(one, other, higher_is_better=COMPARED[metric])))
+
+
+def by_round(cell: SweepCell, metric: str) -> dict[int, float]:
+    """The metric of each repeat that has one above 0."""
+    values = {repeat.repeat: repeat.values.get(metric) for repeat in cell.repeats}
+    return {repeat: value for repeat, value in values.items() if value}
 
 
 def change(before: float | None, after: float | None) -> float | None:

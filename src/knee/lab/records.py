@@ -9,22 +9,13 @@ Words inside a record (warnings, notes, findings) are English; `messages.transla
 
 from __future__ import annotations
 
-import math
-from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal
+from datetime import UTC, datetime
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+from knee.lab.schema import Fraction, Json, Model, Text, UtcTime
+from knee.lab.sweep_records import Claim, SweepMetrics
 
 # 1: the first.
 SCHEMA_VERSION = 1
@@ -39,44 +30,10 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _storable(value: Any) -> Any:
-    # argv and prompts may hold bytes that are no UTF-8; JSON cannot, so they are kept as visible escapes.
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
-
-
-def _utc(value: str) -> str:
-    if datetime.fromisoformat(value).utcoffset() != timedelta(0):
-        raise ValueError("a time must be ISO 8601 in UTC, such as 2025-01-31T12:00:00+00:00")
-    return value
-
-
-def _finite(value: JsonValue) -> JsonValue:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("a number must be finite")
-    if isinstance(value, (list, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            _finite(item)
-    return value
-
-
-Text = Annotated[str, BeforeValidator(_storable)]
-UtcTime = Annotated[str, AfterValidator(_utc)]
-Json = Annotated[JsonValue, AfterValidator(_finite)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class _Model(BaseModel):
-    """Strict about numbers (no NaN, no infinity), lenient about fields a later knee may add."""
-
-    model_config = ConfigDict(
-        extra="ignore", allow_inf_nan=False, ser_json_inf_nan="constants", protected_namespaces=()
-    )
-
-
 # --- the circumstances -------------------------------------------------------------------------------------------
 
 
-class Gpu(_Model):
+class Gpu(Model):
     """One GPU as its driver describes it."""
 
     name: Text
@@ -84,7 +41,7 @@ class Gpu(_Model):
     driver: Text
 
 
-class Hardware(_Model):
+class Hardware(Model):
     """The machine, as far as this process may use it.
 
     `cores` and `memory_gib` are what a container or an affinity mask leaves, not what the host has. `isa` lists the
@@ -98,7 +55,7 @@ class Hardware(_Model):
     gpus: list[Gpu] = []
 
 
-class Software(_Model):
+class Software(Model):
     """What ran. `git_commit` and `git_dirty` are null where knee was installed from a package."""
 
     knee: str
@@ -109,7 +66,7 @@ class Software(_Model):
     platform: Text
 
 
-class ModelInfo(_Model):
+class ModelInfo(Model):
     """The model that ran. `sha256` is over the weights' files, `dtype` the weights' type on the device.
 
     `isa` is the instruction set of the device's kernels; null, as with `threads`: its libraries' choice.
@@ -128,7 +85,7 @@ class ModelInfo(_Model):
     load_tokenizer_ms: NonNegativeFloat | None = None
 
 
-class Workload(_Model):
+class Workload(Model):
     """The requests of an experiment. `prompt_tokens` has one number a request; `sha256` is over prompts and options."""
 
     requests: NonNegativeInt
@@ -138,9 +95,11 @@ class Workload(_Model):
     seed: int
     sha256: str
     prompts: list[Text] | list[list[int]]  # texts, or token ids where no text was given
+    times: list[NonNegativeFloat] | None = None  # when each request is due; null where that depends on the others' ends
+    new_tokens: list[PositiveInt] | None = None  # of each request, where they differ
 
 
-class BatchPolicy(_Model):
+class BatchPolicy(Model):
     """How requests were put together. `max_wait_ms` is null for a policy that has no window."""
 
     name: Text
@@ -148,17 +107,22 @@ class BatchPolicy(_Model):
     max_wait_ms: NonNegativeFloat | None
 
 
-class Warning_(_Model):  # noqa: N801 (`Warning` is Python's)
-    """Something that makes the numbers less trustworthy. `code` is of a closed set, `message` for people."""
+class Warning_(Model):  # noqa: N801 (`Warning` is Python's)
+    """Something that makes the numbers less trustworthy. `code` is of a closed set, `message` and `advice` for people.
+
+    `cells` are the numbers of the cells that it is about; empty: all of them.
+    """
 
     code: str
     message: Text
+    advice: Text | None = None
+    cells: list[NonNegativeInt] = []
 
 
 # --- metrics, one shape a kind -----------------------------------------------------------------------------------
 
 
-class BaselineMetrics(_Model):
+class BaselineMetrics(Model):
     """One request. `prefill_cold_ms` is the first forward pass after loading, `prefill_ms` the median of the warm ones.
 
     `decode_loop_ms` is the sum over `decode_steps` steps; `total_generate_ms` is warm prefill and decode loop;
@@ -189,7 +153,7 @@ class BaselineMetrics(_Model):
     decode_step_ms: list[float]  # every decode step of the reported run
 
 
-class TopCandidate(_Model):
+class TopCandidate(Model):
     """One of the likeliest next tokens, with its natural-log probability. `token` is null without a tokenizer."""
 
     token_id: NonNegativeInt
@@ -197,7 +161,7 @@ class TopCandidate(_Model):
     logprob: float
 
 
-class InspectStep(_Model):
+class InspectStep(Model):
     """One decode step: one token in, one out. `kv_len` counts the tokens in the KV cache after the step."""
 
     step: NonNegativeInt
@@ -208,7 +172,7 @@ class InspectStep(_Model):
     top: list[TopCandidate]
 
 
-class InspectPrefill(_Model):
+class InspectPrefill(Model):
     """The step over the whole prompt, and the first token, which the logits of its last position choose.
 
     `kv_shape` is one layer's: batch, KV heads, tokens, head dimension.
@@ -223,7 +187,7 @@ class InspectPrefill(_Model):
     top: list[TopCandidate]
 
 
-class InspectKvOff(_Model):
+class InspectKvOff(Model):
     """The same steps with the whole prefix recomputed each time."""
 
     prefill: InspectPrefill
@@ -231,7 +195,7 @@ class InspectKvOff(_Model):
     same_tokens: bool
 
 
-class InspectMetrics(_Model):
+class InspectMetrics(Model):
     """Prefill and decode taken apart. `matches_generate` says whether the usual way gave the same tokens."""
 
     kind: Literal["inspect"] = "inspect"
@@ -242,7 +206,7 @@ class InspectMetrics(_Model):
     kv_cache_off: InspectKvOff
 
 
-class KvCacheCell(_Model):
+class KvCacheCell(Model):
     """One prompt length with the KV cache on or off. `token_ms` has one value an output token, the prefill's first."""
 
     prompt_length: PositiveInt
@@ -255,7 +219,7 @@ class KvCacheCell(_Model):
     token_ids_sha256: str
 
 
-class KvCacheMetrics(_Model):
+class KvCacheMetrics(Model):
     """When the KV cache pays: a decode step is faster with it from a context of `pays_from_tokens` on (null: never)."""
 
     kind: Literal["kvcache"] = "kvcache"
@@ -265,86 +229,10 @@ class KvCacheMetrics(_Model):
     same_tokens: bool
 
 
-class Summary(_Model):
-    """A distribution in milliseconds; null where there are no values."""
-
-    mean: float | None
-    p50: float | None
-    p90: float | None
-    p95: float | None
-    p99: float | None
-
-
-class RepeatTotals(_Model):
-    """One trial of a cell: its wall time and the tokens that were given to requests in it."""
-
-    repeat: NonNegativeInt
-    duration_s: NonNegativeFloat
-    output_tokens: NonNegativeInt
-
-
-class SweepCell(_Model):
-    """One batch policy on the workload. Latencies count from the scheduled arrival, except `service_ms`.
-
-    `output_throughput` is tokens given to requests a second, `request_throughput` requests a second.
-    `slot_utilization` is the share of the batch's slots that held a request, `mean_batch_size` their number, both
-    averaged over the time that steps took. `failed` counts requests that did not run to their end; `requests.jsonl`
-    has them too. `cell` is its number in the JSONL files; of a run cut off, cells that were not reached are missing.
-    """
-
-    cell: NonNegativeInt = 0
-    policy: Text
-    max_batch_size: PositiveInt
-    max_wait_ms: NonNegativeFloat | None
-    repeats: list[RepeatTotals]
-    duration_s: NonNegativeFloat  # median over the repeats
-    output_tokens: NonNegativeInt
-    output_throughput: NonNegativeFloat
-    request_throughput: NonNegativeFloat
-    queue_ms: Summary
-    service_ms: Summary
-    ttft_ms: Summary
-    tpot_ms: Summary
-    itl_ms: Summary
-    e2el_ms: Summary
-    slot_utilization: NonNegativeFloat
-    mean_batch_size: NonNegativeFloat
-    tokens_sha256: str
-    goodput: NonNegativeFloat | None = None  # requests/s within every limit of --slo; null where there is none
-    failed: NonNegativeInt = 0
-
-
-class Tradeoff(_Model):
-    """A cell against the first one: +1.03 is 103 % more. `efficiency` is `throughput_change` / `service_change`,
-    null where no service time was paid. A change is null where nothing was completed.
-    """
-
-    cell: NonNegativeInt
-    policy: Text
-    max_batch_size: PositiveInt
-    max_wait_ms: NonNegativeFloat | None
-    throughput_change: float | None
-    service_change: float | None
-    e2el_change: float | None
-    efficiency: float | None
-
-
-class SweepMetrics(_Model):
-    """Batch policies compared. `same_tokens` says whether every cell gave the very same tokens, as it must."""
-
-    kind: Literal["sweep"] = "sweep"
-    cells: list[SweepCell]
-    tradeoff: list[Tradeoff]
-    same_tokens: bool
-    findings: list[Text]  # what follows from the numbers, in words
-    knee: Json = None
-    recommendations: Json = None
-
-
 Metrics = Annotated[BaselineMetrics | InspectMetrics | KvCacheMetrics | SweepMetrics, Field(discriminator="kind")]
 
 
-class Record(_Model):
+class Record(Model):
     """`record.json`: one experiment, everything needed to read it and to run it again."""
 
     schema_version: int = SCHEMA_VERSION
@@ -363,6 +251,7 @@ class Record(_Model):
     warnings: list[Warning_] = []
     notes: list[Text] = []
     options: dict[str, Json] = {}  # every option of the command, by its name
+    claims: list[Claim] = []  # what such logs usually conclude, tested on this run
 
     @model_validator(mode="after")
     def _metrics_fit(self) -> Record:
@@ -376,11 +265,13 @@ class Record(_Model):
 # --- the lines ---------------------------------------------------------------------------------------------------
 
 
-class RequestRow(_Model):
+class RequestRow(Model):
     """One request of a sweep: `cell` counts from 0 in the order of `metrics.cells`.
 
     `scheduled_at` is when it was due, `sent_at` when the engine got it; the rest is null for what never happened.
-    `token_times` has the moment of each output token.
+    `token_times` has the moment of each output token. `client_delay_ms` is how late the load generator was with it: the
+    time that it could have been sent earlier, the engine's own steps not counted. `void`: it belongs to a trial whose
+    generator was late, which counts nowhere.
     """
 
     cell: NonNegativeInt
@@ -396,9 +287,11 @@ class RequestRow(_Model):
     finish_reason: str
     token_ids_sha256: str
     token_times: list[float] = []
+    client_delay_ms: NonNegativeFloat | None = None
+    void: bool = False
 
 
-class StepRow(_Model):
+class StepRow(Model):
     """One engine step of a sweep. `ms` is the whole step, `host_ms` the part that was not the device's.
 
     `kv_tokens` are in the KV cache after the step, `waiting` requests in the queue, `batch_size` requests hold a slot.
@@ -415,3 +308,4 @@ class StepRow(_Model):
     waiting: NonNegativeInt
     host_ms: float
     batch_size: NonNegativeInt
+    void: bool = False  # as in the requests' rows

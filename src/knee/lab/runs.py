@@ -1,4 +1,4 @@
-"""A run on disk: one folder with `record.json`, `requests.jsonl`, `steps.jsonl` and the record as Markdown.
+"""A run on disk: one folder with `spec.json`, `requests.jsonl`, `steps.jsonl`, and `record.json` made from these.
 
 Written so that it can be cut off at any moment: `record.json` is replaced atomically, the JSONL files grow by whole
 lines, and a file lock, which the system drops with its process, tells a run that goes on from one that was killed.
@@ -28,8 +28,10 @@ from knee.errors import RecordError
 from knee.lab.markdown import to_markdown
 from knee.lab.messages import LANGUAGES, Lang
 from knee.lab.records import SCHEMA_VERSION, Record, RequestRow, Status, StepRow
+from knee.lab.spec import RunSpec
 
 RECORD = "record.json"
+SPEC = "spec.json"
 REQUESTS = "requests.jsonl"
 STEPS = "steps.jsonl"
 LOCK = ".lock"
@@ -52,9 +54,10 @@ class RunFolder:
     without `finish`, "failed". What was added before stays readable in every case.
     """
 
-    def __init__(self, path: Path, record: Record, lang: Lang, lock: _Lock) -> None:
+    def __init__(self, path: Path, spec: RunSpec, lang: Lang, lock: _Lock) -> None:
         self.path = path
-        self.record = record
+        self.spec = spec
+        self.record = spec.draft
         self._lang = lang
         self._lock = lock
         self._requests = _Lines(path / REQUESTS)
@@ -62,15 +65,16 @@ class RunFolder:
         self._sigterm: Any = None
 
     @classmethod
-    def create(cls, out: Path, record: Record, lang: Lang = "en") -> RunFolder:
-        """Make `<out>/<YYYYMMDD-HHMMSS>-<name>/` and write `record.json` with status "running".
+    def create(cls, out: Path, spec: RunSpec, lang: Lang = "en") -> RunFolder:
+        """Make `<out>/<YYYYMMDD-HHMMSS>-<name>/` and write `spec.json`, and `record.json` with status "running".
 
         `lang` is the language of `record.md`. Raises `RecordError` where `out` cannot be written.
         """
         with _writing(out):
-            path = _new_folder(out, record)
-            run = cls(path, record, lang, _Lock(path))
-        run.save(record.model_copy(update={"status": "running"}))
+            path = _new_folder(out, spec.draft)
+            run = cls(path, spec, lang, _Lock(path))
+        run.save_spec(_with_status(spec, "running"))
+        run.save(run.spec.draft)
         return run
 
     @classmethod
@@ -86,9 +90,12 @@ class RunFolder:
             measured = read_run(path)
             if measured.record.status == "done":
                 raise RecordError(f"{path} is done, there is nothing to resume: start a new run without --resume")
+            if measured.spec is None:
+                raise RecordError(f"{path} has no spec.json, an earlier knee wrote it: it cannot be resumed")
             with _writing(path):
-                run = cls(path, measured.record, lang, lock)
+                run = cls(path, measured.spec, lang, lock)
             on_error.pop_all()
+        run.save_spec(_with_status(measured.spec, "running"))
         run.save(measured.record.model_copy(update={"status": "running"}))
         return run, measured
 
@@ -119,6 +126,13 @@ class RunFolder:
         _parse(Record, text, str(self.path / RECORD))
         _replace(self.path / RECORD, text)
         self.record = record
+
+    def save_spec(self, spec: RunSpec) -> None:
+        """Replace `spec.json`. Raises `RecordError` as `save` does."""
+        text = spec.model_dump_json() + "\n"
+        _parse(RunSpec, text, str(self.path / SPEC))
+        _replace(self.path / SPEC, text)
+        self.spec = spec
 
     def finish(self, record: Record) -> None:
         """The run is done: write the final `record.json`, and the record as Markdown in both languages.
@@ -154,12 +168,26 @@ class RunFolder:
             if self._sigterm is not None:
                 signal.signal(signal.SIGTERM, self._sigterm)
 
+    @contextlib.contextmanager
+    def released_on_error(self) -> Iterator[None]:
+        """Let go of the folder, as it was, if the body fails."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
     def _end(self, record: Record, status: Status) -> None:
         record = record.model_copy(update={"status": status})
+        self.save_spec(_with_status(self.spec, status))
         self.save(record)
         for lang in LANGUAGES:
             name = "record.md" if lang == self._lang else f"record.{lang}.md"
             _replace(self.path / name, to_markdown(record, lang))
+
+
+def _with_status(spec: RunSpec, status: Status) -> RunSpec:
+    return spec.model_copy(update={"status": status})
 
 
 class _Lines:
@@ -287,6 +315,7 @@ class Run:
     requests: list[RequestRow] = field(default_factory=list)
     steps: list[StepRow] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    spec: RunSpec | None = None  # of a run that an earlier knee wrote there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +336,7 @@ def read_run(path: Path) -> Run:
     record, problems = _read_record(path)
     requests = _read_lines(path / REQUESTS, RequestRow, problems)
     steps = _read_lines(path / STEPS, StepRow, problems)
-    return Run(path, record, requests, steps, problems)
+    return Run(path, record, requests, steps, problems, _read_spec(path))
 
 
 def list_runs(out: Path) -> list[RunEntry]:
@@ -326,9 +355,9 @@ def find_run(out: Path, ref: str, tell: Callable[[str], None] = lambda _: None) 
     such run, or if a beginning is that of more than one.
     """
     direct = Path(ref)
-    if direct.name == RECORD:
+    if direct.name in (RECORD, SPEC):
         direct = direct.parent
-    if ref and (direct / RECORD).is_file():
+    if ref and any((direct / name).is_file() for name in (RECORD, SPEC)):
         return direct
     entries = list_runs(out)
     if not entries:
@@ -360,7 +389,9 @@ def _only_match(out: Path, ref: str, entries: Sequence[RunEntry]) -> Path:
 
 
 def _is_run(path: Path) -> bool:
-    return path.is_dir() and ((path / RECORD).is_file() or _FOLDER.match(path.name) is not None)
+    return path.is_dir() and (
+        any((path / name).is_file() for name in (RECORD, SPEC)) or _FOLDER.match(path.name) is not None
+    )
 
 
 def _entry(path: Path) -> RunEntry:
@@ -379,9 +410,34 @@ def _age(entry: RunEntry) -> tuple[bool, str, int, str]:
     return (entry.record is not None, stamp, *((int(number), stem) if number.isdecimal() else (0, "")))
 
 
+def _read_spec(path: Path) -> RunSpec | None:
+    """With the status that the run turned out to have."""
+    file = path / SPEC
+    if not file.is_file():
+        return None
+    text = _read(file)
+    _check_version(text, file)
+    spec = _parse(RunSpec, text, str(file))
+    left_running = spec.status == "running" and not _is_held(path)
+    return _with_status(spec, "interrupted") if left_running else spec
+
+
 def _read_record(path: Path) -> tuple[Record, list[str]]:
     file = path / RECORD
+    if not file.is_file() and (spec := _read_spec(path)) is not None:
+        return spec.draft.model_copy(update={"status": spec.status}), [
+            f"{RECORD} is missing: it can be made again from the rest"
+        ]
     text = _read(file)
+    _check_version(text, file)
+    record = _parse(Record, text, str(file))
+    if record.status == "running" and not _is_held(path):
+        record = record.model_copy(update={"status": "interrupted"})
+        return record, ["the run was cut off: its process is gone, what it had measured is here"]
+    return record, []
+
+
+def _check_version(text: bytes, file: Path) -> None:
     version = _parse(_Version, text, str(file)).schema_version
     if version > SCHEMA_VERSION:
         raise RecordError(
@@ -389,11 +445,6 @@ def _read_record(path: Path) -> tuple[Record, list[str]]:
         )
     if version < 1:
         raise RecordError(f"{file}: schema_version is {version}, which no knee has written")
-    record = _parse(Record, text, str(file))
-    if record.status == "running" and not _is_held(path):
-        record = record.model_copy(update={"status": "interrupted"})
-        return record, ["the run was cut off: its process is gone, what it had measured is here"]
-    return record, []
 
 
 class _Version(BaseModel):

@@ -37,6 +37,7 @@ _CPUS = Path("/sys/devices/system/cpu")
 _KERNEL_SECONDS = 0.4  # for the repetitions of one kernel
 _RUNS = range(5, 21)  # at least and at most so many repetitions
 _NATIVE_RUNS = range(2, 21)  # each of which is several passes, and fills its memory anew
+_ROOF_RUNS = range(2, 5)
 _SMALLEST_ARRAYS = 256 * 2**20
 _LARGEST_ARRAYS = 2 * 2**30
 _COLUMNS = 4096
@@ -117,6 +118,20 @@ def measure_speed(threads: int) -> Speed:
     """Read, copy and arithmetic with so many threads, in five seconds or so."""
     numpy, native = _numpy_speed(threads), find_native()
     return numpy if native is None else _with_native(numpy, native, threads)
+
+
+def measure_roofs(dtype: Dtype, threads: int) -> tuple[Rate, Rate]:
+    """Reading in GB/s and arithmetic with weights of one type in GFLOP/s, in a second or so.
+
+    `ValueError` for a type that cannot be measured without native kernels.
+    """
+    native = find_native()
+    if native is None:
+        speed = _numpy_speed(threads)
+        return speed.read_gb_s, speed.gflop_s(dtype)
+    isa, size = find_kernels(native).in_use, _array_bytes()
+    read = _rate(f"native {isa}", lambda: native.read_bandwidth(isa, threads, size) / 1e9, _ROOF_RUNS)
+    return read, _rate(f"native {isa}", lambda: native.dot_rate(isa, dtype, threads) / 1e9, _ROOF_RUNS)
 
 
 # --- native kernels ----------------------------------------------------------------------------------------------

@@ -1,117 +1,41 @@
-"""The sweep: batch policies at several sizes and wait windows on one workload, and what each costs and buys.
+"""The sweep: batch policies at several sizes and wait windows on one workload, every trial in a fresh process.
 
-Only the policy changes between cells: the same engine, KV pool and prompts serve all of them, the repeats run round
-by round in a random order, so that a machine that warms up or is disturbed does so to all cells alike. Every cell
-must give the same tokens; where one does not, its times mean nothing and the sweep says so.
+This conducts: trial after trial in the planned order, each one's rows and circumstances kept as soon as they are there.
+What the numbers say is `judgement/`'s business, and is asked between rounds only: it takes time, and a trial must
+not. A trial whose load generator was late is void; it is measured once more at the end of its round.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
 
 from knee.engine.engine import Engine
-from knee.engine.policies import Policy, make_policy
-from knee.engine.types import SamplingParams
-from knee.errors import KneeError, UserError
-from knee.lab.experiment import Outcome, Sink, check_requests, warning
-from knee.lab.findings import Measured, findings
-from knee.lab.metrics import requests_that_differ, summarize_cell, tradeoff
-from knee.lab.records import BatchPolicy, RequestRow, StepRow, SweepCell, SweepMetrics, Warning_
-from knee.lab.slo import Slo, goodput
-from knee.lab.trial import REAL_TIME, Clock, Progress, Trial, ignore, run_trial
-from knee.lab.workload import Arrival, Workload
-from knee.llm import DEFAULT_BLOCK_SIZE, LLM
-
-DEFAULT_TOKEN_BUDGET = 512
-_WARM_TOKENS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class CellSpec:
-    """A batch policy at one setting. `max_wait_ms` is None for a policy without a window."""
-
-    policy: str
-    max_batch_size: int
-    max_wait_ms: float | None = None
-
-    def __str__(self) -> str:
-        window = "" if self.max_wait_ms is None else f" / {self.max_wait_ms:g} ms"
-        return f"{self.policy} ({self.max_batch_size}{window})"
-
-    def make(self, token_budget: int) -> Policy:
-        """A fresh policy. Raises `UserError` for values that make none."""
-        return make_policy(self.policy, self.max_batch_size, self.max_wait_ms, token_budget)
+from knee.lab.budget import Budget
+from knee.lab.costs import best_of, cost_model, device_widths, measure_limits
+from knee.lab.experiment import Sink, check_requests
+from knee.lab.plan import CellSpec, SweepSpec
+from knee.lab.progress import Status, Tell, nobody
+from knee.lab.records import BatchPolicy, utc_now
+from knee.lab.rows import request_rows, step_rows, trial_row
+from knee.lab.slo import Slo
+from knee.lab.spec import CellSetting
+from knee.lab.sweep_records import CostModel, Limits
+from knee.lab.trial import Trial
+from knee.lab.worker import Runner
+from knee.llm import LLM
 
 
-def make_cells(
-    policies: Sequence[str], batch_sizes: Sequence[int], waits_ms: Sequence[float] | None
-) -> tuple[CellSpec, ...]:
-    """All settings: `dynamic` at every size and window, `single` once, the others at every size.
-
-    `waits_ms` None means that no window was asked for: dynamic then has one of 0. Raises `UserError` for empty lists,
-    repeated values, and windows that no policy would use.
-    """
-    for name, values in (("policy", policies), ("batch size", batch_sizes), ("wait window", waits_ms)):
-        if values is not None and not values:
-            raise UserError(f"there is no {name}: give at least one")
-        if values is not None and len(set(values)) < len(values):
-            raise UserError(f"a {name} is given twice: each is measured once")
-    if waits_ms is not None and "dynamic" not in policies:
-        raise UserError("only policy dynamic has a wait window: leave --wait-ms out or add dynamic to --policies")
-    cells = []
-    for policy in policies:
-        windows = (waits_ms or (0.0,)) if policy == "dynamic" else (None,)
-        sizes = (1,) if policy == "single" else batch_sizes
-        cells += [CellSpec(policy, size, window) for size in sizes for window in windows]
-    return tuple(cells)
-
-
-@dataclass(frozen=True, slots=True)
-class SweepSpec:
-    """A sweep over `cells` with `repeats` trials each; `seed` decides the order within a round."""
-
-    workload: Workload
-    cells: tuple[CellSpec, ...]
-    repeats: int = 1
-    seed: int = 0
-    params: SamplingParams = field(default_factory=lambda: SamplingParams(ignore_eos=True))
-    kv_cache: bool = True
-    block_size: int = DEFAULT_BLOCK_SIZE
-    token_budget: int = DEFAULT_TOKEN_BUDGET
-    slo: Slo | None = None
-
-    def __post_init__(self) -> None:
-        if self.repeats < 1:
-            raise UserError(f"the number of repeats is {self.repeats}: it must be at least 1")
-        for cell in self.cells:
-            cell.make(self.token_budget)
-
-    @property
-    def policies(self) -> BatchPolicy:
-        """All of them in one line of a record: the names, the largest batch, the longest window."""
-        windows = [cell.max_wait_ms for cell in self.cells if cell.max_wait_ms is not None]
-        return BatchPolicy(
-            name=", ".join(dict.fromkeys(cell.policy for cell in self.cells)),
-            max_batch_size=self.largest.max_batch_size,
-            max_wait_ms=max(windows, default=None),
-        )
-
-    @property
-    def largest(self) -> CellSpec:
-        """The cell that needs the most memory."""
-        return max(self.cells, key=lambda cell: cell.max_batch_size)
-
-    def trials(self) -> list[tuple[int, int]]:
-        """(cell, repeat) in the order in which they run."""
-        order = []
-        generator = random.Random(self.seed)
-        for repeat in range(self.repeats):
-            cells = list(range(len(self.cells)))
-            generator.shuffle(cells)
-            order += [(cell, repeat) for cell in cells]
-        return order
+def policies_of(cells: Sequence[CellSpec]) -> BatchPolicy:
+    """All of them in one line of a record: the names, the largest batch, the longest window."""
+    windows = [cell.max_wait_ms for cell in cells if cell.max_wait_ms is not None]
+    return BatchPolicy(
+        name=", ".join(dict.fromkeys(cell.policy for cell in cells)),
+        max_batch_size=max(cell.max_batch_size for cell in cells),
+        max_wait_ms=max(windows, default=None),
+    )
 
 
 def check(llm: LLM, spec: SweepSpec) -> None:
@@ -119,99 +43,139 @@ def check(llm: LLM, spec: SweepSpec) -> None:
     check_requests(_engine(llm, spec), spec.workload, spec.params)
 
 
-def run(llm: LLM, spec: SweepSpec, sink: Sink, clock: Clock = REAL_TIME, progress: Progress = ignore) -> Outcome:
-    """Measure all cells, but for the trials that `sink` holds already. `progress` is told of each before it runs.
-
-    Every trial's rows go to `sink` when it is over, also when it is cut off. Raises `KneeError` if no request of a
-    trial came to its end.
-    """
-    engine = _engine(llm, spec)
-    engine.clock = clock.now
-    _warm_up(engine, spec, clock)
-    measured = [
-        _Rows([row for row in sink.requests if row.cell == cell], [row for row in sink.steps if row.cell == cell])
-        for cell in range(len(spec.cells))
-    ]
-    there = {(row.cell, row.repeat) for row in sink.requests}
-    errors: list[str] = []
-    order = [trial for trial in spec.trials() if trial not in there]
-    for number, (cell, repeat) in enumerate(order):
-        progress(number, len(order), str(spec.cells[cell]))
-        trial = Trial(cell, repeat)
-        _run_cell(engine, spec, trial, sink, clock)
-        measured[cell].add(trial)
-        errors += trial.errors
-        sink.keep(_outcome(spec, measured, errors))
-    return _outcome(spec, measured, errors)
-
-
-@dataclass(slots=True)
-class _Rows:
-    """All that was measured of a cell so far."""
-
-    requests: list[RequestRow] = field(default_factory=list)
-    steps: list[StepRow] = field(default_factory=list)
-
-    def add(self, trial: Trial) -> None:
-        self.requests += trial.request_rows()
-        self.steps += trial.step_rows()
-
-
 def _engine(llm: LLM, spec: SweepSpec) -> Engine:
-    """One engine for all cells, with room for the largest."""
     policy = spec.largest.make(spec.token_budget)
     longest = spec.workload.longest
     return llm.engine(policy, longest=longest, kv_cache=spec.kv_cache, block_size=spec.block_size)
 
 
-def _warm_up(engine: Engine, spec: SweepSpec, clock: Clock) -> None:
-    """A few tokens at every batch size."""
-    for size in sorted({cell.max_batch_size for cell in spec.cells}):
-        engine.policy = make_policy("continuous", size, max_batched_tokens=spec.token_budget)
-        tokens = min(_WARM_TOKENS, spec.workload.max_new_tokens)
-        prompts = spec.workload.prompts[: spec.workload.requests]
-        warm_up = replace(spec.workload, prompts=prompts, requests=size, arrival=Arrival(), max_new_tokens=tokens)
-        run_trial(engine, warm_up, spec.params, Trial(), clock.sleep)
+def costs_of(llm: LLM) -> CostModel:
+    """What a step of this model on this device has to do and to move."""
+    return cost_model(llm.program, device_widths(llm))
 
 
-def _run_cell(engine: Engine, spec: SweepSpec, trial: Trial, sink: Sink, clock: Clock) -> None:
-    engine.policy = spec.cells[trial.cell].make(spec.token_budget)
-    try:
-        run_trial(engine, spec.workload, spec.params, trial, clock.sleep)
-    finally:
-        sink.add_requests(trial.request_rows())
-        sink.add_steps(trial.step_rows())
-    engine.kv.check_integrity([])
-    if len(trial.errors) and not any(request.token_times for request in trial.requests):
-        raise KneeError(f"{spec.cells[trial.cell]}: every request failed; the first error: {trial.errors[0]}")
+Roofs = Callable[[], Limits | None]
 
 
-def _outcome(spec: SweepSpec, measured: Sequence[_Rows], errors: Sequence[str]) -> Outcome:
-    together = [
-        Measured(str(cell), _summarize(spec, cell, rows), rows.requests, rows.steps)
-        for cell, rows in zip(spec.cells, measured, strict=True)
-        if rows.requests
-    ]
-    cells = [one.cell for one in together]
-    differing = requests_that_differ(row for rows in measured for row in rows.requests)
-    metrics = SweepMetrics(
-        cells=cells, tradeoff=tradeoff(cells), same_tokens=not differing, findings=findings(together)
+def roofs(dtype: str, threads: int) -> Roofs:
+    """What the machine can do, to be measured before the first trial and after the last."""
+    return lambda: measure_limits(dtype, threads)
+
+
+def no_roofs() -> None:
+    """For a device that is no machine."""
+    return
+
+
+@dataclass(slots=True)
+class _Conduct:
+    """A sweep under way. `medians` are tokens/s and mean latency of the cells so far, for progress alone."""
+
+    spec: SweepSpec
+    sink: Sink
+    runner: Runner
+    tell: Tell
+    budget: Budget
+    seen: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+
+    def trial(self, cell: int, repeat: int, number: int, total: int) -> bool:
+        """Run one and keep it; whether it counts."""
+        self.tell(self._status(cell, number, total))
+        started_at, started = utc_now(), time.monotonic()
+        found = self.runner(self.spec.job(cell, repeat))
+        trial = found.trial
+        self.sink.add_requests(request_rows(trial))
+        self.sink.add_steps(step_rows(trial))
+        if found.interrupted:
+            raise KeyboardInterrupt
+        seconds = time.monotonic() - started
+        self.sink.add_trial(trial_row(found, started_at, seconds))
+        self.budget.took(cell, seconds)
+        self._remember(trial)
+        return not trial.void
+
+    def _remember(self, trial: Trial) -> None:
+        ends = [request.token_times[-1] for request in trial.requests if request.token_times]
+        tokens = sum(len(request.output) for request in trial.requests)
+        if ends and max(ends) > trial.origin and not trial.void:
+            throughput = tokens / (max(ends) - trial.origin)
+            self.seen.setdefault(trial.cell, []).append((throughput, trial.mean_latency))
+
+    def _status(self, cell: int, number: int, total: int) -> Status:
+        left = self.budget.seconds_left(cell, total - number)
+        label = str(self.spec.cells[cell])
+        if not self.seen:
+            return Status(number, total, label, left, None, None, None)
+        # Power, requests over latency, which is what the knee is about; the requests are the same in all cells.
+        medians = {c: (median(t for t, _ in all_), median(ms for _, ms in all_)) for c, all_ in self.seen.items()}
+        best = max(medians, key=lambda c: medians[c][0] / medians[c][1] if medians[c][1] else 0.0)
+        throughput, latency = medians[best]
+        return Status(number, total, label, left, str(self.spec.cells[best]), throughput, latency * 1e3)
+
+
+def run(
+    spec: SweepSpec,
+    sink: Sink,
+    runner: Runner,
+    *,
+    budget: Budget | None = None,
+    left_out: Sequence[str] = (),
+    tell: Tell = nobody,
+    measure_roofs: Roofs = no_roofs,
+) -> None:
+    """Measure all cells, but for the trials that `sink` holds already.
+
+    Every trial goes to `sink` when it is over; of one that is cut off, the rows. With a `budget` the sweep ends when
+    its time is up; `sink.spec.left_out` says what it had no time for, `left_out` from the start included. Raises
+    `KneeError` if no request of a trial came to its end.
+    """
+    budget = budget or Budget.unlimited(spec)
+    conduct = _Conduct(spec, sink, runner, tell, budget)
+    before = measure_roofs()
+    sink.change(
+        cells=settings_of(spec),
+        repeats=spec.repeats,
+        seed=spec.seed,
+        limits=_best(sink.spec.limits, before),
+        left_out=list(left_out),
     )
-    return Outcome(metrics, _warnings(spec, differing, sum(cell.failed for cell in cells), errors))
+    there = {(trial.cell, trial.repeat) for trial in sink.spec.trials if not trial.void}
+    rounds = _rounds(spec, there)
+    number, total = 0, sum(map(len, rounds))
+    for place, todo in enumerate(rounds):
+        if not budget.allows(todo):
+            sink.change(left_out=[*sink.spec.left_out, *budget.left_out(rounds[place:], spec)])
+            break
+        void = []
+        for cell, repeat in todo:
+            if not conduct.trial(cell, repeat, number, total):
+                void.append((cell, repeat))
+            number += 1
+        for cell, repeat in void:
+            conduct.trial(cell, repeat, number, total)
+        sink.judge()
+    sink.change(limits=_best(sink.spec.limits, measure_roofs()))
 
 
-def _summarize(spec: SweepSpec, cell: CellSpec, rows: _Rows) -> SweepCell:
-    found = summarize_cell(cell.policy, cell.max_batch_size, cell.max_wait_ms, rows.requests, rows.steps)
-    if spec.slo is None:
-        return found
-    good = goodput(rows.requests, found.duration_s, len(found.repeats), spec.slo)
-    return found.model_copy(update={"goodput": good})
+def settings_of(spec: SweepSpec) -> list[CellSetting]:
+    """The cells as a run keeps them."""
+    return [
+        CellSetting(policy=cell.policy, max_batch_size=cell.max_batch_size, max_wait_ms=cell.max_wait_ms)
+        for cell in spec.cells
+    ]
 
 
-def _warnings(spec: SweepSpec, differing: Sequence[int], failed: int, errors: Sequence[str]) -> list[Warning_]:
-    found = []
-    if differing:
-        found.append(warning("tokens_differ", count=len(differing), of=spec.workload.requests, first=differing[0]))
-    if failed:
-        found.append(warning("requests_failed", count=failed, error=errors[0] if errors else "?"))
-    return found
+def _rounds(spec: SweepSpec, there: set[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """What is still to do, round by round."""
+    todo = [trial for trial in spec.trials() if trial not in there]
+    repeats = dict.fromkeys(repeat for _, repeat in todo)
+    return [[trial for trial in todo if trial[1] == repeat] for repeat in repeats]
+
+
+def _best(one: Limits | None, other: Limits | None) -> Limits | None:
+    return best_of(one, other) if one and other else one or other
+
+
+def parse_limits(text: str | None) -> dict[str, float] | None:
+    """The limits of `--slo`, by the name of the latency."""
+    return None if text is None else dict(Slo.parse(text).limits)

@@ -1,4 +1,4 @@
-"""The work of an experiment: which prompts, how many new tokens, and when each request is due.
+"""The work of an experiment: which prompts, how many new tokens, and when each request is due (`arrivals.py`).
 
 Everything here is decided before anything runs and follows from the options and the seed alone, so that a workload
 can be repeated to the token. It knows no engine and no clock: times are seconds from the start of a trial.
@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from knee.errors import RequestError, UserError
-from knee.lab import records
+from knee.lab.arrivals import BURST, Arrival, TraceLine
 
 DEFAULT_PROMPT = "Q: Explain why batching improves GPU utilization.\nA:"
 
@@ -49,52 +47,6 @@ _FORMS = '{"prompt": "…"} or {"prompt_ids": [1, 2]}'
 
 Source = str | tuple[int, ...]
 """A prompt as the user gave it: a text, or token ids."""
-
-
-# --- when requests come ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """When requests come: all at once, at a constant rate, or as a Poisson process (`rate` in requests/s)."""
-
-    kind: Literal["burst", "rate", "poisson"] = "burst"
-    rate: float | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Arrival:
-        """Read `burst`, `rate:R` or `poisson:R`. Raises `UserError`."""
-        kind, colon, number = text.strip().partition(":")
-        if kind == "burst" and not colon:
-            return cls()
-        if kind == "rate" and colon:
-            return cls("rate", _rate(number, text))
-        if kind == "poisson" and colon:
-            return cls("poisson", _rate(number, text))
-        raise UserError(f"unknown arrival {text!r}: use burst, rate:R or poisson:R, with R in requests/s")
-
-    def __str__(self) -> str:
-        return self.kind if self.rate is None else f"{self.kind}:{str(self.rate).removesuffix('.0')}"
-
-    def times(self, requests: int, seed: int) -> tuple[float, ...]:
-        """When each request is due, in seconds from the trial's start; the first one at 0."""
-        if self.rate is None:
-            return (0.0,) * requests
-        if self.kind == "rate":
-            return tuple(index / self.rate for index in range(requests))
-        generator = random.Random(seed)
-        gaps = [generator.expovariate(self.rate) for _ in range(requests - 1)]
-        return tuple(accumulate(gaps, initial=0.0))
-
-
-def _rate(number: str, text: str) -> float:
-    try:
-        rate = float(number)
-    except ValueError:
-        rate = math.nan
-    if not (math.isfinite(rate) and rate > 0):
-        raise UserError(f"the rate in {text!r} must be a number above 0, in requests/s")
-    return rate
 
 
 # --- what they ask -----------------------------------------------------------------------------------------------
@@ -187,31 +139,45 @@ def encode_sources(sources: Sequence[Source], encode: Callable[[str], list[int]]
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests of an experiment: request i asks `prompts[i % len(prompts)]` and is due at `times[i]`."""
+    """Requests of an experiment: request i asks `prompts[i % len(prompts)]` and is due at `times[i]`.
+
+    Each makes `max_new_tokens`, or request i makes `new_tokens[i]` where that is given, of which `max_new_tokens` is
+    the largest.
+    """
 
     prompts: tuple[Prompt, ...]
     requests: int
     max_new_tokens: int
-    arrival: Arrival = Arrival()
+    arrival: Arrival = BURST
     seed: int = 0
+    new_tokens: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.requests < 1:
             raise UserError(f"the number of requests is {self.requests}: it must be at least 1")
-        if self.times[-1] > _LONGEST_WORKLOAD_S:
+        if self.times is not None and not self.times[-1] <= _LONGEST_WORKLOAD_S:  # also NaN, of the slowest rates
             raise UserError(
                 f"at {self.arrival} the last of {self.requests} requests comes after "
                 f"{self.times[-1] / 3600:.3g} hours: use a higher rate or fewer requests"
             )
 
     @cached_property
-    def times(self) -> tuple[float, ...]:
-        """When each request is due, in seconds from the trial's start."""
+    def times(self) -> tuple[float, ...] | None:
+        """When each request is due, in seconds from the trial's start; None in a closed loop."""
         return self.arrival.times(self.requests, self.seed)
+
+    @property
+    def span(self) -> float:
+        """Seconds from the first arrival to the last, as far as that is known beforehand."""
+        return self.times[-1] if self.times else 0.0
 
     def prompt(self, request: int) -> Prompt:
         """What a request asks; prompts are repeated in order where there are fewer than requests."""
         return self.prompts[request % len(self.prompts)]
+
+    def tokens(self, request: int) -> int:
+        """New tokens that a request asks for."""
+        return self.max_new_tokens if self.new_tokens is None else self.new_tokens[request]
 
     @property
     def prompt_tokens(self) -> list[int]:
@@ -221,30 +187,49 @@ class Workload:
     @property
     def longest(self) -> int:
         """Tokens of the longest request, prompt and output."""
-        return max(self.prompt_tokens) + self.max_new_tokens
+        return max(length + self.tokens(request) for request, length in enumerate(self.prompt_tokens))
+
+    @property
+    def typical(self) -> int:
+        """The request whose length, prompt and output, is the median."""
+        lengths = sorted((length + self.tokens(i), i) for i, length in enumerate(self.prompt_tokens))
+        return lengths[len(lengths) // 2][1]
 
     @property
     def sha256(self) -> str:
         """Hash of all that decides what is asked and when; equal hashes mean equal work."""
-        content = {
+        content: dict[str, Any] = {
             "prompt_ids": [self.prompt(request).ids for request in range(self.requests)],
             "max_new_tokens": self.max_new_tokens,
-            "arrival": str(self.arrival),
+            "arrival": self._arrival_as_content(),
             "seed": self.seed,
         }
+        if self.new_tokens is not None:
+            content["new_tokens"] = self.new_tokens
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
-    def as_record(self) -> records.Workload:
-        """What the record says about it: prompts once each, as texts if all of them were given as texts."""
-        used = self.prompts[: self.requests]
-        texts = [prompt.text for prompt in used if prompt.text is not None]
-        return records.Workload(
-            requests=self.requests,
-            prompt_tokens=self.prompt_tokens,
-            max_new_tokens=self.max_new_tokens,
-            arrival=str(self.arrival),
-            seed=self.seed,
-            sha256=self.sha256,
-            prompts=texts if len(texts) == len(used) else [list(prompt.ids) for prompt in used],
-        )
+    def _arrival_as_content(self) -> str | list[float]:
+        """A trace is its times, wherever its file lies."""
+        return list(self.times) if self.arrival.kind == "trace" and self.times else str(self.arrival)
+
+
+# --- from a trace ------------------------------------------------------------------------------------------------
+
+
+def trace_sources(trace: Sequence[TraceLine], filler: Sequence[int]) -> tuple[Source, ...]:
+    """What each line of a trace asks; where it only says how long, that many tokens of `filler`, repeated.
+
+    Every such prompt starts at another place of it, so that no two are the same.
+    """
+    return tuple(
+        tuple(islice(cycle((*filler[i % len(filler) :], *filler[: i % len(filler)])), line.prompt_length))
+        if line.prompt is None
+        else line.prompt
+        for i, line in enumerate(trace)
+    )
+
+
+def replayed(arrival: Arrival, trace: Sequence[TraceLine]) -> Arrival:
+    """The arrival with the trace's times."""
+    return Arrival("trace", file=arrival.file, replayed=tuple(line.arrival for line in trace))
