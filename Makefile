@@ -42,10 +42,11 @@ format: $(VENV)/.installed-dev ## Format the code
 doctor: $(VENV)/.installed ## Measure this machine and say what is wrong with it for measuring
 	$(BIN)/knee doctor
 
-bench: $(VENV)/.installed-dev ## Speed against the machine's limit, beside transformers, and quality (keep the machine idle)
+bench: $(VENV)/.installed-dev ## Speed against the machine's limit, beside transformers, quality, what recording costs (keep the machine idle)
 	$(BIN)/python -m benchmarks.cpu
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.quality
+	$(BIN)/python -m benchmarks.overhead
 
 clean: ## Remove the virtual environment and caches (not the runs)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

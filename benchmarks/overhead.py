@@ -42,7 +42,7 @@ def decode_seconds(llm: LLM, batch: int, tokens: int, trace: bool) -> float:
     while engine.has_work:
         result = engine.step()
         steps += 1
-        if result.stats is not None:
+        if trace and result.stats is not None:
             kept.append(result.stats)
     return (time.perf_counter() - started) / steps
 

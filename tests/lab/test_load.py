@@ -51,10 +51,10 @@ def test_what_a_system_does_not_tell_is_null(monkeypatch: pytest.MonkeyPatch) ->
     assert temperature_c() is None
 
 
-def test_the_hottest_sensor_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_processor_s_hottest_sensor_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     sensors = {
-        "a": [SimpleNamespace(current=41.0), SimpleNamespace(current=77.5)],
-        "b": [SimpleNamespace(current=50.0)],
+        "coretemp": [SimpleNamespace(current=41.0), SimpleNamespace(current=77.5)],
+        "nvme": [SimpleNamespace(current=91.0)],
     }
     monkeypatch.setattr(psutil, "sensors_temperatures", lambda: sensors, raising=False)
     assert temperature_c() == 77.5

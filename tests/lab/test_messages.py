@@ -66,6 +66,20 @@ def test_a_stored_sentence_is_given_in_chinese_with_its_numbers(monkeypatch: pyt
     messages._stored.cache_clear()
 
 
+STORED = [key for key in MESSAGES if key.startswith(messages._STORED)]
+
+
+@pytest.mark.parametrize("key", STORED)
+def test_a_stored_sentence_is_found_again_and_not_taken_for_another(key: str) -> None:
+    places = {name: spec for _, name, spec, _ in Formatter().parse(MESSAGES[key][0]) if name}
+    values = {name: 7.25 if spec else f"<{name}>" for name, spec in places.items()}
+    chinese = text("zh", key, **values)
+    # Numbers come as they were formatted in English.
+    found = translated("zh", text("en", key, **values))
+    assert found == (chinese if not any(places.values()) else found)
+    assert found != text("en", key, **values) or text("en", key, **values) == chinese
+
+
 @pytest.mark.parametrize(
     "reason", ["the narrowest type that holds the file's Q4_1, Q8_0 without loss", "rounded from the file's BF16"]
 )

@@ -72,7 +72,14 @@ def test_a_sweep_that_a_budget_cut_short_has_the_cells_and_the_repeats_that_it_h
 def test_an_option_that_the_record_is_too_old_for_has_its_default():
     spec = sweep_spec(record("sweep", options={"model": "fake"}), WORK)
     assert (spec.block_size, spec.token_budget, spec.seed) == (16, 512, 3)
-    assert choice_of(record(options={"model": "fake"})) == ModelChoice("fake", "auto", "auto", None)
+    assert choice_of(record(options={"model": "fake"})) == ModelChoice("/models/distilgpt2", "auto", "auto", None)
+
+
+def test_an_alias_stays_an_alias_and_a_path_is_the_one_of_then():
+    made = record(options={"model": "models/tiny"})
+    assert choice_of(made).model == "/models/distilgpt2"  # where the relative path led to
+    alias = made.model_copy(update={"model": made.model.model_copy(update={"source": "distilgpt2"})})
+    assert choice_of(alias.model_copy(update={"options": {"model": "distilgpt2"}})).model == "distilgpt2"
 
 
 def test_a_record_that_does_not_say_its_options_is_refused():
@@ -147,7 +154,8 @@ def test_prompts_that_become_other_tokens_are_refused(tmp_path: Path, llm: LLM, 
     with pytest.raises(UserError, match="the workload would not be the run's"):
         prepare(before, again(tmp_path, llm, time))
     after = run_again(before, again(tmp_path, llm, time, anyway=True)).record
-    assert reproduction(before, after).failed
+    found = reproduction(before, after)
+    assert (found.tokens, found.failed) == ("differ", False)  # other work has other tokens
 
 
 def test_nothing_measured_is_nothing_to_reproduce(tmp_path: Path, llm: LLM, time: FakeTime):

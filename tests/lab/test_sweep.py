@@ -325,7 +325,27 @@ def test_a_trial_in_which_everything_fails_is_an_error():
     rows = rows_of(spec(STATIC))
     with pytest.raises(KneeError, match=r"static \(\d\): every request failed; .* a logit is NaN"):
         run(spec(STATIC), rows, Undisturbed(llm, FakeTime().clock))
-    assert rows.spec.trials == []
+    assert {trial.cell for trial in rows.spec.trials} == {0, 1, 2}
+    assert all(trial.void and trial.errors for trial in rows.spec.trials)
+
+
+def test_a_trial_that_fails_is_kept_with_its_error_and_the_others_go_on():
+    llm = make_llm()
+    execute, size = llm.device.execute, 0
+
+    def out_of_memory(batch: Sequence[Span]):
+        nonlocal size
+        size = max(size, len(batch))
+        if len(batch) == 8:
+            raise KneeError("out of memory")
+        return execute(batch)
+
+    llm.device.execute = out_of_memory  # type: ignore[method-assign]
+    rows = rows_of(spec(STATIC))
+    run(spec(STATIC), rows, Undisturbed(llm, FakeTime().clock))
+    failed = {trial.cell for trial in rows.spec.trials if trial.void}
+    assert failed == {2}
+    assert {trial.cell for trial in rows.spec.trials if not trial.void} == {0, 1}
 
 
 # --- how a trial is measured -------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def test_a_child_that_fails_is_told_of_with_its_last_words(
 ) -> None:
     child_of(
         monkeypatch,
-        "from knee.lab import worker\nworker.measure = lambda *_: 1 / 0\nworker.main()",
+        "from knee.lab import worker\nworker.measure = lambda *_, **__: 1 / 0\nworker.main()",
     )
     with pytest.raises(KneeError, match=r"exit code 1 before it answered: ZeroDivisionError: division by zero$"):
         FreshProcess(choice)(job())

@@ -119,9 +119,7 @@ def print_comparison(
     page.print(_indented(_runs(runs, say)))
     _print_changes(found, say, page, lang, again)
     if found.changes:
-        _dim(say("compare.about"), page)
-    if found.one_process:
-        _dim(say("compare.one_process"), page)
+        _dim(say("compare.one_process" if found.one_process else "compare.about"), page)
     alone = [say(f"compare.only_{run}", cells=cells_of(found, cells, lang)) for run, cells in _sides(found.unmatched)]
     _sentences(alone, page)
     _print_differences(found, say, page, again)

@@ -126,9 +126,9 @@ def number(value: float | None, decimals: int = 2) -> str:
     return NOTHING if value is None else f"{value:,.{decimals}f}"
 
 
-def percent(share: float) -> str:
-    """A change: +103 %."""
-    return f"{share * 100:+.0f} %"
+def percent(share: float | None) -> str:
+    """A change: +103 %; a dash where nothing was completed."""
+    return NOTHING if share is None else f"{share * 100:+.0f} %"
 
 
 @dataclass(frozen=True)
@@ -362,6 +362,10 @@ def _answer(metrics: SweepMetrics, lang: Lang, out: Console) -> None:
     for given in in_turn(metrics.recommendations) if metrics.recommendations else []:
         name = Text(say(f"answer.{given.scenario}"), style="bold")
         grid.add_row(name, wrapped(visible(translated(lang, given.sentence)), width))
+        if given.limits_how and given.cell is not None:
+            how = wrapped(visible(translated(lang, given.limits_how)), width)
+            how.stylize("dim")
+            grid.add_row("", how)
     if metrics.knee is not None:
         knee = wrapped(visible(translated(lang, metrics.knee.sentence)), width)
         grid.add_row(Text(say("answer.knee"), style="bold"), knee)

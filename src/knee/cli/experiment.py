@@ -13,7 +13,8 @@ import click
 from knee.cli.terminal import print_json, tell
 from knee.errors import UserError
 from knee.lab.experiment import Outcome, Setting, Sink, draft, perform
-from knee.lab.messages import text, translated
+from knee.lab.markdown import advised
+from knee.lab.messages import text
 from knee.lab.progress import Progress
 from knee.lab.records import BatchPolicy, Kind, Record
 from knee.lab.spec import RunSpec
@@ -52,14 +53,14 @@ def run_experiment(
     policy: BatchPolicy,
     options: Options,
     measure: Callable[[Sink, Progress], Outcome],
-) -> tuple[Record, Path]:
-    """Measure, keep, show; gives the record and its folder. Leaves with exit code 1 where tokens differ."""
+) -> None:
+    """Measure, keep, show. Leaves with exit code 1 where tokens differ that must not."""
     from knee.cli.display import progress_bar
 
     setting = setting_of(kind, options)
     record = draft(kind, llm, workload, policy, options.get("kv_cache", "on") == "on", setting)
     with progress_bar() as progress:
-        return keep_and_show(record, setting, options, lambda sink: measure(sink, progress))
+        keep_and_show(record, setting, options, lambda sink: measure(sink, progress))
 
 
 def keep_and_show(
@@ -68,7 +69,7 @@ def keep_and_show(
     options: Options,
     measure: Callable[[Sink], Outcome | None],
     begin: RunSpec | None = None,
-) -> tuple[Record, Path]:
+) -> None:
     """Measure into a run folder, then print what came of it and where it is."""
     from knee.cli.display import print_record
 
@@ -90,14 +91,12 @@ def keep_and_show(
     else:
         print_record(record, lang)
     _conclude(record, path, options)
-    return record, path
 
 
 def _conclude(record: Record, path: Path, options: Options) -> None:
     lang = options["lang"]
     for warning in record.warnings:
-        advice = f" {translated(lang, warning.advice)}" if warning.advice else ""
-        tell(text(lang, "run.warning", message=translated(lang, warning.message) + advice))
+        tell(text(lang, "run.warning", message=advised(warning, lang)))
     tell(text(lang, "run.kept", path=path))
     if any(warning.code in TOKENS_DIFFER for warning in record.warnings):
         _leave(1)

@@ -86,10 +86,12 @@ def _print(found: Reproduction, before: Any, after: Any, lang: Lang) -> None:
     from knee.cli.compare import cells_of, print_comparison
     from knee.lab.messages import text
 
-    other = "_model" if found.tokens == "differ" and not found.same_model else ""
+    other = ""
+    if found.tokens == "differ" and not found.failed:
+        other = "_work" if found.same_model else "_model"
     head = [text(lang, f"reproduce.tokens_{found.tokens}{other}")]
     if any(where := found.comparison.tokens_differ_in):
         head.append(text(lang, "reproduce.where", cells=cells_of(found.comparison, where, lang)))
-    if found.intervals:
-        head.append(text(lang, "reproduce.within", within=found.within, of=found.intervals))
+    within = "within" if found.intervals else "no_intervals"
+    head.append(text(lang, f"reproduce.{within}", within=found.within, of=found.intervals))
     print_comparison(found.comparison, (before, after), text(lang, "reproduce.title"), head, lang, again=True)

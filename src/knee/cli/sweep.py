@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from knee.lab.arrivals import TraceLine
+    from knee.lab.budget import Budget, Pace
     from knee.lab.experiment import Setting
     from knee.lab.plan import SweepSpec
-    from knee.lab.records import Record
     from knee.lab.runs import Run
-    from knee.lab.worker import ModelChoice
+    from knee.lab.worker import ModelChoice, Runner
     from knee.lab.workload import Source
     from knee.llm import LLM
 
@@ -73,34 +74,32 @@ def command(**options: Any) -> None:
     run_sweep(options)
 
 
-def run_sweep(options: dict[str, Any], sources: Sequence[Source] | None = None) -> tuple[Record, Path]:
-    """Check, load, measure, keep, show; gives the record and its folder.
-
-    `sources` are prompts that stand in no option: those of a record.
-    """
+def run_sweep(options: dict[str, Any]) -> None:
+    """Check, load, measure, keep, show."""
     from knee.cli.display import sweep_progress
     from knee.cli.experiment import keep_and_show, load, setting_of
     from knee.lab.budget import parse_budget
     from knee.lab.experiment import draft
     from knee.lab.spec import RunSpec
-    from knee.lab.sweep import check, costs_of, parse_limits, policies_of, roofs, run, settings_of
+    from knee.lab.sweep import beginning, check, parse_limits, policies_of, roofs_of, run
 
-    asked = read_work(options, sources)
+    began = time.monotonic()
+    asked = read_work(options)
     seconds = parse_budget(options["budget"]) if options["budget"] is not None else None
-    limits, setting = parse_limits(options["slo"]), setting_of("sweep", options)
+    parse_limits(options["slo"])  # refused now, if it has to be
+    setting = setting_of("sweep", options)
     before = _to_resume(setting)
     llm = load(options)
     spec = with_prompts(asked, llm)
     if before is not None:
         spec = _as_begun(spec, before)
     check(llm, spec)
-    planned = _plan(spec, seconds, llm, resumed=before is not None)
-    record = draft("sweep", llm, planned.spec.workload, policies_of(spec.cells), spec.kv_cache, setting)
-    begin = RunSpec(draft=record, cells=settings_of(planned.spec), slo=limits, costs=costs_of(llm))
-    dtype, threads = _arithmetic(llm)
+    planned = _plan(spec, seconds, llm, before, began)
+    record = draft("sweep", llm, planned.spec.workload, policies_of(planned.spec.cells), spec.kv_cache, setting)
+    begin, roofs = RunSpec(draft=record, **beginning(llm, planned.spec, options["slo"])), roofs_of(llm)
     del llm  # its memory belongs to the trials, each of which loads its own
     with sweep_progress(options["lang"]) as tell:
-        return keep_and_show(
+        keep_and_show(
             record,
             setting,
             options,
@@ -111,7 +110,7 @@ def run_sweep(options: dict[str, Any], sources: Sequence[Source] | None = None) 
                 budget=planned.budget,
                 left_out=planned.left_out,
                 tell=tell,
-                measure_roofs=roofs(dtype, threads),
+                measure_roofs=roofs,
             ),
             begin,
         )
@@ -124,17 +123,11 @@ def choice_of(options: dict[str, Any]) -> ModelChoice:
     return ModelChoice(options["model"], options["device"], options["dtype"], options["threads"])
 
 
-def make_runner(choice: ModelChoice) -> Any:
+def make_runner(choice: ModelChoice) -> Runner:
     """Who runs the trials."""
     from knee.lab.worker import FreshProcess
 
     return FreshProcess(choice)
-
-
-def _arithmetic(llm: LLM) -> tuple[str, int]:
-    from knee.machine import default_threads
-
-    return llm.device.dtype, llm.device.threads or default_threads()
 
 
 # --- what is asked -----------------------------------------------------------------------------------------------
@@ -149,7 +142,7 @@ class Asked:
     trace: Sequence[TraceLine]
 
 
-def read_work(options: dict[str, Any], given: Sequence[Source] | None = None) -> Asked:
+def read_work(options: dict[str, Any]) -> Asked:
     """All that the options alone decide; the prompts are encoded when there is a model. Raises `UserError`."""
     from knee.engine.types import SamplingParams
     from knee.errors import UserError
@@ -159,8 +152,8 @@ def read_work(options: dict[str, Any], given: Sequence[Source] | None = None) ->
 
     arrival = Arrival.parse(options["arrival"])
     trace = read_trace(Path(arrival.file)) if arrival.file is not None else ()
-    sources = given or gather_sources(options["prompts"], options["prompt_ids"], options["prompts_file"])
-    if trace and sources and given is None:
+    sources = gather_sources(options["prompts"], options["prompt_ids"], options["prompts_file"])
+    if trace and sources:
         raise UserError("a trace has its own prompts: leave --prompt, --prompt-ids and --prompts-file out")
     new, seed = options["max_new_tokens"], options["seed"]
     params = SamplingParams(max_new_tokens=new, ignore_eos=options["ignore_eos"])
@@ -228,34 +221,34 @@ class Planned:
     """What will run, under which budget, and what there was no room for."""
 
     spec: SweepSpec
-    budget: Any
+    budget: Budget
     left_out: Sequence[str]
 
 
-def _plan(spec: SweepSpec, seconds: float | None, llm: LLM, resumed: bool) -> Planned:
-    from knee.lab.budget import Budget, plan_within
+def _plan(spec: SweepSpec, seconds: float | None, llm: LLM, before: Run | None, began: float) -> Planned:
+    from knee.lab.budget import Budget, lasting, plan_within
 
-    if seconds is None:
-        return Planned(spec, None, ())
-    if resumed:  # its cells are those of the run; the time only says when to stop
-        return Planned(spec, Budget(seconds, dict.fromkeys(range(len(spec.cells)), 0.0)), ())
-    return Planned(*plan_within(spec, seconds, _pace(llm, spec)))
+    if before is None and seconds is not None:
+        return Planned(*plan_within(spec, seconds, _pace(llm, spec), started=began))
+    budget = Budget(seconds, dict.fromkeys(range(len(spec.cells)), 0.0), started=began)
+    if before is None or before.spec is None:
+        return Planned(spec, budget, ())
+    for trial in before.spec.trials:  # its cells are those of the run; the time only says when to stop
+        budget.took(trial.cell, trial.seconds)
+    return Planned(spec, budget, lasting(before.spec.left_out))
 
 
-def _pace(llm: LLM, spec: SweepSpec) -> Any:
+def _pace(llm: LLM, spec: SweepSpec) -> Pace:
     """What a request takes alone, measured once, and what it takes to start."""
+    from knee.errors import KneeError
     from knee.lab.budget import Pace
-    from knee.lab.measure import measure
+    from knee.lab.measure import measure_alone
     from knee.lab.plan import CellSpec
 
-    alone = replace(
-        spec,
-        cells=(CellSpec("single", 1),),
-        workload=replace(spec.workload, requests=1, arrival=type(spec.workload.arrival)(), new_tokens=None),
-    )
-    solo = measure(llm, alone.job(0, 0)).solo
+    solo = measure_alone(llm, replace(spec, cells=(CellSpec("single", 1),)).job(0, 0))
     start = (llm.load_times.model_ms + llm.load_times.tokenizer_ms) / 1e3 + 0.6
-    assert solo is not None
+    if solo is None:
+        raise KneeError("the device failed on the first request: try it with knee generate")
     return Pace(start, solo.ttft / solo.prompt_tokens, solo.tpot or solo.ttft)
 
 

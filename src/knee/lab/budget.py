@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from knee.errors import UserError
-from knee.lab.messages import text
+from knee.lab.messages import MESSAGES, text
 from knee.lab.plan import CellSpec, SweepSpec
 from knee.lab.statistics import MIN_REPEATS
 from knee.lab.workload import Workload
@@ -42,11 +42,12 @@ class Budget:
     seconds: float | None
     estimates: dict[int, float]  # of each cell's trial, in seconds
     now: Callable[[], float] = time.monotonic
+    started: float | None = None  # when the command began, if that is not now
     _started: float = field(init=False)
     _taken: dict[int, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._started = self.now()
+        self._started = self.now() if self.started is None else self.started
 
     @classmethod
     def unlimited(cls, spec: SweepSpec) -> Budget:
@@ -110,7 +111,11 @@ def estimate(cell: CellSpec, workload: Workload, pace: Pace) -> float:
 
 
 def plan_within(
-    spec: SweepSpec, seconds: float, pace: Pace, now: Callable[[], float] = time.monotonic
+    spec: SweepSpec,
+    seconds: float,
+    pace: Pace,
+    now: Callable[[], float] = time.monotonic,
+    started: float | None = None,
 ) -> tuple[SweepSpec, Budget, list[str]]:
     """The cells and repeats that fit, the budget to run them under, and what was left out, in sentences.
 
@@ -139,8 +144,14 @@ def plan_within(
         spec.block_size,
         spec.token_budget,
     )
-    budget = Budget(seconds, {number: guesses[cell] for number, cell in enumerate(kept)}, now)
+    budget = Budget(seconds, {number: guesses[cell] for number, cell in enumerate(kept)}, now, started)
     return planned, budget, _said(spec, planned, seconds)
+
+
+def lasting(left_out: Sequence[str]) -> list[str]:
+    """What a run that is taken up still leaves out: its cells, not the repeats that it had no time for."""
+    ended = MESSAGES["note.budget_rounds"][0].partition("{")[0]
+    return [sentence for sentence in left_out if not sentence.startswith(ended)]
 
 
 def _total(cells: Sequence[CellSpec], guesses: dict[CellSpec, float], repeats: int) -> float:

@@ -6,8 +6,8 @@ the reason, is listed with both values.
 
 Repeats of a sweep ran in processes of their own, so a sweep's cells are compared without pairs (Welch). The three
 smaller experiments measured within one process: their decode steps are compared step by step, since step k has the same
-context in both runs, and the luck of the process (where its memory lay) is in none of their intervals; `one_process`
-says so.
+context in both runs. The luck of the process (where its memory lay) is in none of their intervals, so a verdict stands
+only where the whole interval is beyond 5 %; `one_process` says so.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from knee.lab.statistics import Comparison, compare_paired, compare_unpaired, me
 from knee.lab.sweep_records import COMPARED, Effect, Interval, SweepCell, SweepMetrics
 
 ALPHA = 0.05
+PROCESS_LUCK = 0.05  # what a process of its own may add or take, beside the noise between its steps
 TOKENS = "tokens"
 
 # Options that say where a run goes or how it is shown, and those whose content the workload's hash covers.
@@ -94,13 +95,14 @@ def compare(a: Record, b: Record, anyway: bool = False) -> RunComparison:
             f"these runs did not do the same work ({', '.join(one.key for one in unequal)} differ): compare runs of "
             "one workload on one model, or add --anyway"
         )
+    changes = _changes(*parts, goodput=a.options.get("slo") == b.options.get("slo"))
     return RunComparison(
         kind=a.kind,
         tokens="differ" if differing else "same" if any(_matched(*parts)) else "unknown",
         tokens_differ_in=differing,
         unequal=unequal,
         unmatched=(_alone(*parts), _alone(*parts[::-1])),
-        changes=_changes(*parts, goodput=a.options.get("slo") == b.options.get("slo")),
+        changes=[_doubted(change) if a.kind != "sweep" else change for change in changes],
         one_process=a.kind != "sweep",
         differences=_differences(a, b),
         warnings=(_warnings_alone(a, b), _warnings_alone(b, a)),
@@ -249,6 +251,14 @@ def _changes(a: Parts, b: Parts, goodput: bool) -> list[Change]:
         )
         for (cell, name, one, other), (effect, confidence) in zip(pairs, judged, strict=True)
     ]
+
+
+def _doubted(change: Change) -> Change:
+    """A verdict from within one process a run: it stands only if the luck of a process cannot be all of it."""
+    effect = change.effect
+    if effect.low is None or effect.high is None or effect.low > PROCESS_LUCK or effect.high < -PROCESS_LUCK:
+        return change
+    return change.model_copy(update={"effect": effect.model_copy(update={"verdict": "cannot_tell"})})
 
 
 def _within(value: float, interval: Interval) -> bool | None:

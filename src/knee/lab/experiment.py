@@ -13,14 +13,14 @@ from typing import Any, Protocol
 
 from knee.engine.engine import Engine
 from knee.engine.types import SamplingParams
-from knee.errors import UserError
+from knee.errors import RecordError, UserError
 from knee.lab import records
 from knee.lab.doctor import diagnose, read_state
 from knee.lab.environment import read_hardware, read_software
 from knee.lab.judgement.judge import judge
 from knee.lab.messages import Lang, dtype_notes, text
 from knee.lab.records import BatchPolicy, Hardware, Kind, ModelInfo, OnOff, Record, RequestRow, StepRow, Warning_
-from knee.lab.runs import Run, RunFolder, find_run, read_run
+from knee.lab.runs import Run, RunFolder, find_run, lacks_trials, read_run
 from knee.lab.spec import RunSpec
 from knee.lab.sweep_records import TrialRow
 from knee.lab.workload import Workload
@@ -126,7 +126,7 @@ def draft(kind: Kind, llm: LLM, workload: Workload, policy: BatchPolicy, kv_cach
 def _model(llm: LLM) -> ModelInfo:
     return ModelInfo(
         name=llm.checkpoint.name,
-        source=llm.checkpoint.source,
+        source=_absolute(llm.checkpoint.source),
         sha256=llm.checkpoint.sha256(),
         architecture=llm.program.architecture,
         parameters=llm.program.parameters,
@@ -137,6 +137,11 @@ def _model(llm: LLM) -> ModelInfo:
         load_model_ms=llm.load_times.model_ms,
         load_tokenizer_ms=llm.load_times.tokenizer_ms,
     )
+
+
+def _absolute(source: str) -> str:
+    """A path that is the same from every folder; an alias or a hub id as it is."""
+    return str(Path(source).resolve()) if Path(source).exists() else source
 
 
 def perform(
@@ -226,6 +231,8 @@ def run_to_resume(setting: Setting) -> Run:
     run = read_run(path)
     if run.spec is None:
         raise UserError(f"{path} has no spec.json, an earlier knee wrote it: start a new run without --resume")
+    if run.record.status == "done" and not lacks_trials(run):
+        raise RecordError(f"{path} is done, there is nothing to resume: start a new run without --resume")
     return run
 
 
@@ -268,6 +275,7 @@ def _check_same(before: Record, now: Record, path: Path) -> None:
         ("the cores", before.hardware.cores, now.hardware.cores),
         ("the instruction set", before.model.isa, now.model.isa),
         ("the threads", before.model.threads, now.model.threads),
+        ("knee's version", before.software.knee, now.software.knee),
         ("the weights' type", before.model.dtype, now.model.dtype),
     ):
         names += [name] if one != other else []

@@ -6,20 +6,26 @@ import os
 import time
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
-from knee.machine import usable_cores
+from knee.machine import cpu_quota, usable_cores
+
+_PROCESSOR_SENSORS = ("core", "cpu", "k10", "zen", "package", "soc")
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """`other_load` in cores: other processes and, on a virtual machine, its neighbours (steal)."""
+    """`other_load` in cores: other processes and, on a virtual machine, its neighbours. `swapped_gib`: in and out.
 
-    other_load: float
+    Under a CPU quota the counts of the cores are those of everybody on the host, and say nothing about us.
+    """
+
+    other_load: float | None
     frequency_mhz: float | None
     temperature_c: float | None
-    swap_gib: float
+    swapped_gib: float
 
 
 class Load:
@@ -29,14 +35,15 @@ class Load:
         self._process = psutil.Process()
         self._started = time.perf_counter()
         self._busy, self._own = busy_seconds(), self._own_seconds()
+        self._swapped = _swapped_bytes()
 
     def stop(self) -> Seen:
-        """What was seen since. The clock ticks of the system are 10 ms, so a short time tells "
-        "little: it counts as 1 s."""
+        """What was seen since. The system counts in ticks of 10 ms, so a short time tells little: it counts as 1 s."""
         elapsed = max(1.0, time.perf_counter() - self._started)
         others = (busy_seconds() - self._busy) - (self._own_seconds() - self._own)
-        load = min(max(0.0, others / elapsed), float(usable_cores()))
-        return Seen(load, frequency_mhz(), temperature_c(), swap_gib())
+        load = min(max(0.0, others / elapsed), float(usable_cores())) if cpu_quota() is None else None
+        swapped = max(0, _swapped_bytes() - self._swapped) / 2**30
+        return Seen(load, frequency_mhz(), temperature_c(), swapped)
 
     def _own_seconds(self) -> float:
         return float(sum(self._process.cpu_times()[:2]))
@@ -60,13 +67,24 @@ def frequency_mhz() -> float | None:
 
 
 def temperature_c() -> float | None:
-    """The hottest sensor, where there is one."""
+    """The processor's hottest sensor, where there is one; disks and batteries have some, too."""
     sensors = psutil.sensors_temperatures() if hasattr(psutil, "sensors_temperatures") else {}
-    return max((sensor.current for group in sensors.values() for sensor in group), default=None)
+    own = [group for name, group in sensors.items() if any(part in name.lower() for part in _PROCESSOR_SENSORS)]
+    return max((sensor.current for group in own for sensor in group), default=None)
 
 
 def swap_gib() -> float:
     """Swap in use."""
+    return float(_swap().used / 2**30)
+
+
+def _swapped_bytes() -> int:
+    """In and out since the system started."""
+    swap = _swap()
+    return int(swap.sin + swap.sout)
+
+
+def _swap() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # psutil's, where a sandbox hides /proc/vmstat
-        return float(psutil.swap_memory().used / 2**30)
+        return psutil.swap_memory()

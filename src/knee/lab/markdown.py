@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -77,8 +78,16 @@ def _sentences(title: str, sentences: Sequence[str]) -> list[str]:
 
 
 def _warning(found: Warning_, lang: Lang) -> str:
-    advice = f" {translated(lang, found.advice)}" if found.advice else ""
-    return f"{found.code}: {translated(lang, found.message)}{advice}"
+    return f"{found.code}: {advised(found, lang)}"
+
+
+def advised(found: Warning_, lang: Lang) -> str:
+    """A warning with its advice behind it, each a sentence."""
+    message = translated(lang, found.message)
+    if not found.advice:
+        return message
+    stop = "" if message[-1:] in ".。!！" else "。" if lang == "zh" else "."
+    return f"{message}{stop} {translated(lang, found.advice)}"
 
 
 def _circumstances(record: Record, say: Say) -> list[str]:
@@ -97,7 +106,7 @@ def _circumstances(record: Record, say: Say) -> list[str]:
         f"- **{say('record.status')}**: {say(f'status.{record.status}')}",
         f"- **{say('record.workload')}**: {line}",
         f"- **{say('record.software')}**: {python}, {escaped(software.platform)}",
-        f"- **{say('record.command')}**: {escaped(' '.join(record.command)) or NOTHING}",
+        f"- **{say('record.command')}**: {escaped(shlex.join(record.command)) or NOTHING}",
     ]
 
 

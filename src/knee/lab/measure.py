@@ -9,6 +9,7 @@ Plain data comes out, so that the same code runs in this process and in a fresh 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from statistics import median
 
@@ -44,7 +45,10 @@ class SoloTimes:
 
 @dataclass(slots=True)
 class Measured:
-    """A trial with its circumstances, times in seconds. `interrupted` says that it was cut off by Ctrl-C."""
+    """A trial with its circumstances, times in seconds.
+
+    `interrupted`: it was cut off by Ctrl-C. `stop`: Ctrl-C came, and it was whole all the same.
+    """
 
     trial: Trial
     load: float | None = None
@@ -58,20 +62,19 @@ class Measured:
     clock_gap: float = 0.0
     trace: float | None = None
     interrupted: bool = False
+    stop: bool = False
 
 
-def measure(llm: LLM, job: Job, clock: Clock = REAL_TIME) -> Measured:
-    """Run one trial. An interrupt during it gives what was measured until then.
+def nothing() -> None:
+    """What `measure` does when a trial has ended, unless told otherwise."""
+
+
+def measure(llm: LLM, job: Job, clock: Clock = REAL_TIME, ended: Callable[[], None] = nothing) -> Measured:
+    """Run one trial. An interrupt during it gives what was measured until then; `ended` is called once it is whole.
 
     Raises `KneeError` if no request came to its end.
     """
-    engine = llm.engine(
-        job.cell.make(job.token_budget),
-        longest=job.workload.longest,
-        kv_cache=job.kv_cache,
-        block_size=job.block_size,
-    )
-    engine.clock = clock.now
+    engine = _engine(llm, job, clock)
     found = Measured(Trial(job.number, job.repeat))
     found.warm_up = _warm_up(engine, job, clock)
     found.solo = _alone(engine, job, clock)
@@ -79,17 +82,36 @@ def measure(llm: LLM, job: Job, clock: Clock = REAL_TIME) -> Measured:
     before, load, gap = pulse(), Load(), time.time() - time.monotonic()
     try:
         run_trial(engine, job.workload, job.params, found.trial, clock.sleep)
+        ended()
         found.trial.void = found.trial.late
     except KeyboardInterrupt:
         found.interrupted = True
     seen = load.stop()
     found.clock_gap = time.time() - time.monotonic() - gap
     found.other_load, found.frequency_mhz = seen.other_load, seen.frequency_mhz
-    found.temperature_c, found.swap_gib = seen.temperature_c, seen.swap_gib
+    found.temperature_c, found.swap_gib = seen.temperature_c, seen.swapped_gib
     found.pulses, found.trace = (before, pulse()), trace_seconds()
     if not found.interrupted:
         _check(engine, found.trial, job)
     return found
+
+
+def measure_alone(llm: LLM, job: Job, clock: Clock = REAL_TIME) -> SoloTimes | None:
+    """The workload's typical request alone on a warm engine; None if it failed."""
+    engine = _engine(llm, job, clock)
+    _warm_up(engine, job, clock)
+    return _alone(engine, job, clock)
+
+
+def _engine(llm: LLM, job: Job, clock: Clock) -> Engine:
+    engine = llm.engine(
+        job.cell.make(job.token_budget),
+        longest=job.workload.longest,
+        kv_cache=job.kv_cache,
+        block_size=job.block_size,
+    )
+    engine.clock = clock.now
+    return engine
 
 
 def _check(engine: Engine, trial: Trial, job: Job) -> None:

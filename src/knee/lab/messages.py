@@ -45,7 +45,7 @@ _WORDS: Mapping[str, tuple[str, str]] = {
     "record.workload": ("Workload", "负载"),
     "record.output": ("Output", "输出"),
     "record.warnings": ("Warnings", "警告"),
-    "record.findings": ("Findings", "结论"),
+    "record.findings": ("Findings", "分析"),
     "record.none": ("none", "无"),
     "record.no_metrics": (
         "There are no metrics: the run did not get that far.",
@@ -556,7 +556,9 @@ _STORED = (
 
 @cache
 def _stored() -> list[tuple[re.Pattern[str], str]]:
+    """The template with the most words of its own first: what it matches, a shorter one may match by accident."""
     rows = [words for key, words in MESSAGES.items() if key.startswith(_STORED)]
+    rows.sort(key=lambda words: -sum(len(literal) for literal, *_ in Formatter().parse(words[0])))
     return [(_pattern(english), _without_formats(chinese)) for english, chinese in rows]
 
 

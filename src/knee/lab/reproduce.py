@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import NonNegativeInt
@@ -18,7 +19,7 @@ from knee.engine.types import SamplingParams
 from knee.errors import UserError
 from knee.lab import baseline, inspect, kvcache, sweep
 from knee.lab.arrivals import Arrival
-from knee.lab.compare import RunComparison, compare
+from knee.lab.compare import TOKENS, RunComparison, compare
 from knee.lab.experiment import Outcome, Setting, Sink, draft
 from knee.lab.plan import DEFAULT_BLOCK_SIZE, DEFAULT_TOKEN_BUDGET, CellSpec, SweepSpec
 from knee.lab.progress import Progress, Tell, ignore, nobody
@@ -29,7 +30,6 @@ from knee.lab.sweep_records import SweepMetrics
 from knee.lab.worker import FreshProcess, ModelChoice, Runner
 from knee.lab.workload import Prompt, Source, Workload, encode_sources
 from knee.llm import LLM
-from knee.machine import default_threads
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "ignore_eos")
 _ALONE = BatchPolicy(name="single", max_batch_size=1, max_wait_ms=None)
@@ -86,9 +86,10 @@ def choice_of(record: Record) -> ModelChoice:
     options: Mapping[str, Any] = record.options
     if "model" not in options:
         raise UserError(f"{record.name} does not say its options, an early knee wrote it: run its command again")
-    return ModelChoice(
-        options["model"], options.get("device", "auto"), options.get("dtype", "auto"), options.get("threads")
-    )
+    # A path was relative to the folder of then; where the record says which it was, nothing else is looked for.
+    source = record.model.source
+    name = source if Path(source).is_absolute() else options["model"]
+    return ModelChoice(name, options.get("device", "auto"), options.get("dtype", "auto"), options.get("threads"))
 
 
 def _options(record: Record, new: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,7 +169,7 @@ def _sweep(record: Record, llm: LLM, again: Again) -> Work:
     spec = sweep_spec(record, workload, again.repeats)
     sweep.check(llm, spec)
     slo, choice = record.options.get("slo"), choice_of(record)
-    roofs = sweep.roofs(llm.device.dtype, llm.device.threads or default_threads())
+    roofs = sweep.roofs_of(llm)
 
     def measure(sink: Sink) -> None:  # keeps no hold of the model: its memory belongs to the trials
         sweep.run(spec, sink, again.runner(choice), tell=again.tell, measure_roofs=roofs)
@@ -177,11 +178,7 @@ def _sweep(record: Record, llm: LLM, again: Again) -> Work:
         workload,
         sweep.policies_of(spec.cells),
         measure,
-        begin={
-            "cells": sweep.settings_of(spec),
-            "slo": sweep.parse_limits(None if slo is None else str(slo)),
-            "costs": sweep.costs_of(llm),
-        },
+        begin=sweep.beginning(llm, spec, None if slo is None else str(slo)),
         options={"repeats": spec.repeats},
     )
 
@@ -252,8 +249,9 @@ class Reproduction(Model):
 
     @property
     def failed(self) -> bool:
-        """Whether tokens differ that must not."""
-        return self.tokens == "differ" and self.same_model
+        """Whether tokens differ that must not: of the same model, asked the same."""
+        same_work = all(one.key == TOKENS for one in self.comparison.unequal)
+        return self.tokens == "differ" and self.same_model and same_work
 
 
 def reproduction(before: Record, after: Record) -> Reproduction:

@@ -12,7 +12,9 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 import signal
+import tempfile
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -70,12 +72,10 @@ class RunFolder:
 
         `lang` is the language of `record.md`. Raises `RecordError` where `out` cannot be written.
         """
+        begun = _with_status(spec, "running")
         with _writing(out):
-            path = _new_folder(out, spec.draft)
-            run = cls(path, spec, lang, _Lock(path))
-        run.save_spec(_with_status(spec, "running"))
-        run.save(run.spec.draft)
-        return run
+            path = _new_folder(out, begun)
+            return cls(path, begun, lang, _Lock(path))
 
     @classmethod
     def resume(cls, path: Path, lang: Lang = "en") -> tuple[RunFolder, Run]:
@@ -88,7 +88,7 @@ class RunFolder:
         with contextlib.ExitStack() as on_error:
             on_error.callback(lock.release)
             measured = read_run(path)
-            if measured.record.status == "done":
+            if measured.record.status == "done" and not lacks_trials(measured):
                 raise RecordError(f"{path} is done, there is nothing to resume: start a new run without --resume")
             if measured.spec is None:
                 raise RecordError(f"{path} has no spec.json, an earlier knee wrote it: it cannot be resumed")
@@ -122,16 +122,12 @@ class RunFolder:
 
     def save(self, record: Record) -> None:
         """Replace `record.json`. Raises `RecordError` for a value that a record may not hold, such as NaN."""
-        text = record.model_dump_json(indent=2) + "\n"
-        _parse(Record, text, str(self.path / RECORD))
-        _replace(self.path / RECORD, text)
+        _save(Record, record, self.path / RECORD)
         self.record = record
 
     def save_spec(self, spec: RunSpec) -> None:
         """Replace `spec.json`. Raises `RecordError` as `save` does."""
-        text = spec.model_dump_json() + "\n"
-        _parse(RunSpec, text, str(self.path / SPEC))
-        _replace(self.path / SPEC, text)
+        _save(RunSpec, spec, self.path / SPEC)
         self.spec = spec
 
     def finish(self, record: Record) -> None:
@@ -289,18 +285,36 @@ def _stamp(record: Record) -> str:
     return datetime.fromisoformat(record.created_at).strftime("%Y%m%d-%H%M%S-")
 
 
-def _new_folder(out: Path, record: Record) -> Path:
+def _new_folder(out: Path, spec: RunSpec) -> Path:
+    """A folder that appears with its first files in it, so that a kill cannot leave one without."""
     out.mkdir(parents=True, exist_ok=True)
-    name = folder_name(record)
+    staged = Path(tempfile.mkdtemp(prefix=".new-", dir=out))
+    staged.chmod(0o755)
+    try:
+        _save(RunSpec, spec, staged / SPEC)
+        _save(Record, spec.draft, staged / RECORD)
+    except RecordError:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    name = folder_name(spec.draft)
     path, number = out / name, 1
     while True:
         try:
-            path.mkdir()
-        except FileExistsError:
+            staged.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
             number += 1
             path = out / f"{name}-{number}"
         else:
             return path
+
+
+def _save(shape: type[Row], value: Row, file: Path) -> None:
+    """Raises `RecordError` for a value that a record may not hold, such as NaN."""
+    text = value.model_dump_json(indent=None if shape is RunSpec else 2) + "\n"
+    _parse(shape, text, str(file))
+    _replace(file, text)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -337,6 +351,14 @@ def read_run(path: Path) -> Run:
     requests = _read_lines(path / REQUESTS, RequestRow, problems)
     steps = _read_lines(path / STEPS, StepRow, problems)
     return Run(path, record, requests, steps, problems, _read_spec(path))
+
+
+def lacks_trials(run: Run) -> bool:
+    """Whether a sweep has fewer trials that count than it planned: some were void, or failed."""
+    if run.spec is None:
+        return False
+    whole = {(trial.cell, trial.repeat) for trial in run.spec.trials if not trial.void}
+    return len(whole) < len(run.spec.cells) * run.spec.repeats
 
 
 def list_runs(out: Path) -> list[RunEntry]:
@@ -389,6 +411,8 @@ def _only_match(out: Path, ref: str, entries: Sequence[RunEntry]) -> Path:
 
 
 def _is_run(path: Path) -> bool:
+    if path.name.startswith("."):  # one that is being made
+        return False
     return path.is_dir() and (
         any((path / name).is_file() for name in (RECORD, SPEC)) or _FOLDER.match(path.name) is not None
     )

@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 from knee.engine.engine import Engine
+from knee.errors import KneeError, UserError
 from knee.lab.budget import Budget
 from knee.lab.costs import best_of, cost_model, device_widths, measure_limits
 from knee.lab.experiment import Sink, check_requests
@@ -22,10 +24,13 @@ from knee.lab.records import BatchPolicy, utc_now
 from knee.lab.rows import request_rows, step_rows, trial_row
 from knee.lab.slo import Slo
 from knee.lab.spec import CellSetting
-from knee.lab.sweep_records import CostModel, Limits
+from knee.lab.sweep_records import CostModel, Limits, TrialRow
 from knee.lab.trial import Trial
 from knee.lab.worker import Runner
 from knee.llm import LLM
+from knee.machine import default_threads
+
+_HOPELESS = 3  # failed trials, with none that worked
 
 
 def policies_of(cells: Sequence[CellSpec]) -> BatchPolicy:
@@ -52,6 +57,16 @@ def _engine(llm: LLM, spec: SweepSpec) -> Engine:
 def costs_of(llm: LLM) -> CostModel:
     """What a step of this model on this device has to do and to move."""
     return cost_model(llm.program, device_widths(llm))
+
+
+def beginning(llm: LLM, spec: SweepSpec, slo: str | None) -> dict[str, Any]:
+    """What a run's spec knows before the first trial: cells, limits of the user's own, the model's costs."""
+    return {"cells": settings_of(spec), "slo": parse_limits(slo), "costs": costs_of(llm)}
+
+
+def roofs_of(llm: LLM) -> Roofs:
+    """The machine's limits for this model's type of weights; keeps no hold of the model."""
+    return roofs(llm.device.dtype, llm.device.threads or default_threads())
 
 
 Roofs = Callable[[], Limits | None]
@@ -82,7 +97,13 @@ class _Conduct:
         """Run one and keep it; whether it counts."""
         self.tell(self._status(cell, number, total))
         started_at, started = utc_now(), time.monotonic()
-        found = self.runner(self.spec.job(cell, repeat))
+        try:
+            found = self.runner(self.spec.job(cell, repeat))
+        except UserError:
+            raise
+        except KneeError as error:
+            self._failed(cell, repeat, started_at, time.monotonic() - started, error)
+            return False
         trial = found.trial
         self.sink.add_requests(request_rows(trial))
         self.sink.add_steps(step_rows(trial))
@@ -92,7 +113,17 @@ class _Conduct:
         self.sink.add_trial(trial_row(found, started_at, seconds))
         self.budget.took(cell, seconds)
         self._remember(trial)
+        if found.stop:
+            raise KeyboardInterrupt
         return not trial.void
+
+    def _failed(self, cell: int, repeat: int, started_at: str, seconds: float, error: KneeError) -> None:
+        """Keep that a trial failed, and go on: other cells may work. Where none has so far, they will not either."""
+        row = TrialRow(cell=cell, repeat=repeat, started_at=started_at, seconds=seconds, void=True, errors=[str(error)])
+        self.sink.add_trial(row)
+        trials = self.sink.spec.trials
+        if all(trial.void for trial in trials) and len(trials) >= min(_HOPELESS, len(self.spec.cells)):
+            raise error
 
     def _remember(self, trial: Trial) -> None:
         ends = [request.token_times[-1] for request in trial.requests if request.token_times]
@@ -143,7 +174,7 @@ def run(
     rounds = _rounds(spec, there)
     number, total = 0, sum(map(len, rounds))
     for place, todo in enumerate(rounds):
-        if not budget.allows(todo):
+        if (place or there) and not budget.allows(todo):
             sink.change(left_out=[*sink.spec.left_out, *budget.left_out(rounds[place:], spec)])
             break
         void = []

@@ -100,8 +100,8 @@ class TrialRow(Model):
     """What is known of one trial beside its rows: when it ran, how it began, and what the machine was like meanwhile.
 
     `pulse_ms` is the time of a fixed piece of arithmetic, before and after; `other_load` in cores, of other processes
-    and of a virtual machine's neighbours; `client_delay_ms` the 99th percentile of the load generator's delay. What
-    this system does not tell is null.
+    and of a virtual machine's neighbours; `swap_gib` what was swapped in and out; `client_delay_ms` the 99th
+    percentile of the load generator's delay. What this system does not tell is null.
     """
 
     cell: NonNegativeInt

@@ -141,8 +141,8 @@ class _Client:
             while due and due[0][1] <= now:
                 index, at = due.popleft()
                 own = replace(params, seed=params.seed + index, max_new_tokens=self._workload.tokens(index))
-                trial.requests.append(engine.submit(self._workload.prompt(index).ids, own, scheduled_at=at))
                 trial.delays.append(max(0.0, now - max(at, self._free_since)))
+                trial.requests.append(engine.submit(self._workload.prompt(index).ids, own, scheduled_at=at))
         # In a closed loop nobody comes before somebody is answered: where nothing runs, waiting for company is in vain.
         engine.more_expected = bool(due) or (self._next < self._workload.requests and bool(engine.running))
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 WORDS: Mapping[str, tuple[str, str]] = {
     # The knee. `power` is requests/s over seconds of latency.
     "answer.knee_clear_known": (
-        "The knee is {cell}: its power, requests/s over latency, is {power}, and no other setting comes near. By the "
+        "The knee is {cell}: its power, requests/s over latency, is {power}; the next, {second}, has {less}. By the "
         "roofline arithmetic overtakes the read of the weights at batch {batch}.",
-        "拐点是 {cell}：其功效（请求/s ÷ 延迟）为 {power}，其他设置都达不到。按屋顶线模型，"
+        "拐点是 {cell}：其功效（请求/s ÷ 延迟）为 {power}；其次是 {second}，为 {less}。按屋顶线模型，"
         "批大小达到 {batch} 时计算开始超过读取权重的时间。",
     ),
     "answer.knee_tied_known": (
@@ -25,8 +25,8 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "按屋顶线模型，批大小达到 {batch} 时计算开始超过读取权重的时间。",
     ),
     "answer.knee_clear_unknown": (
-        "The knee is {cell}: its power, requests/s over latency, is {power}, and no other setting comes near it.",
-        "拐点是 {cell}：其功效（请求/s ÷ 延迟）为 {power}，其他设置都达不到这一水平。",
+        "The knee is {cell}: its power, requests/s over latency, is {power}; the next one, {second}, has {less}.",
+        "拐点是 {cell}：其功效（请求/s ÷ 延迟）为 {power}；其次是 {second}，为 {less}。",
     ),
     "answer.knee_tied_unknown": (
         "The knee is {cell}: its power, requests/s over latency, is {power}; it cannot be told from those of {tied}.",
@@ -117,9 +117,10 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "无法判断：每个设置 {repeats} 次重复太少，无法彼此区分；请至少使用 --repeats {enough}，最好为 5。",
     ),
     "answer.arrivals_decide": (
-        "Cannot tell: requests came as {arrival} and every setting kept up, so that the arrivals decided the tokens/s. "
+        "Cannot tell: requests came as {arrival} and the best settings had time to spare, so that the arrivals decided "
+        "their tokens/s. "
         "Measure offline work with --arrival burst.",
-        "无法判断：请求按 {arrival} 到达，所有设置都跟得上，tokens/s 由到达速率决定。离线任务请用 "
+        "无法判断：请求按 {arrival} 到达，最好的设置仍有余力，其 tokens/s 由到达速率决定。离线任务请用 "
         "--arrival burst 测量。",
     ),
     "answer.no_solo": (
@@ -169,6 +170,18 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "{count} 个设置的重复次数少于 {enough}（仅 {least}）：无法给出区间。",
     ),
     "advice.few_repeats": ("Give --repeats {enough} or more.", "请使用 --repeats {enough} 或更多。"),
+    "advice.few_repeats_lost": (
+        "Trials were lost (other warnings say why): take the run up with the same command and --resume.",
+        "有试验丢失（原因见其他警告）：请用同样的命令加 --resume 继续。",
+    ),
+    "warning.trials_failed": (
+        "{count} trials failed and count nowhere; the first error: {error}",
+        "{count} 次试验失败，不计入任何结果；第一个错误：{error}",
+    ),
+    "advice.clock_gap": (
+        "Durations are right, but the machine was not the same before and after: measure again, awake.",
+        "时长无误，但前后机器状态不同：请保持机器唤醒后重测。",
+    ),
     "advice.few_repeats_interrupted": (
         "The run was cut off: take it up with the same command and --resume.",
         "实验被中断：请用同样的命令加 --resume 继续。",
@@ -194,8 +207,8 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "噪声较大：{cells}。{worst} 的区间向两侧各宽 {percent} %。",
     ),
     "advice.noisy_repeats": (
-        "{now} repeats were made; --repeats {repeats} narrows the intervals by about a third.",
-        "目前重复了 {now} 次；--repeats {repeats} 可使区间缩小约三分之一。",
+        "{now} repeats were made; --repeats {repeats} narrows the intervals by about {narrower} %.",
+        "目前重复了 {now} 次；--repeats {repeats} 可使区间缩小约 {narrower} %。",
     ),
     "advice.noisy_requests": (
         "{now} repeats were made already: longer trials help more now, --requests or --max-new-tokens.",
@@ -255,8 +268,8 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "请停止其他程序后重测；在虚拟机上也可能是邻居造成的。",
     ),
     "warning.swap": (
-        "{gib} GiB of swap were in use during the trials: memory is short, and pages may have come from disk.",
-        "试验期间使用了 {gib} GiB 交换空间：内存不足，部分页面可能来自磁盘。",
+        "{gib} GiB were swapped during a trial: memory is short, and pages came from disk.",
+        "一次试验期间有 {gib} GiB 被换入换出：内存不足，部分页面来自磁盘。",
     ),
     "advice.swap": (
         "Close what takes the memory, or use a smaller batch or model.",

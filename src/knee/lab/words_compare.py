@@ -49,10 +49,11 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "20 次对比中至少有 19 次不会把任何指标判为更好或更差。",
     ),
     "compare.one_process": (
-        "Each run measured in one process. Its repeats share the luck of that process, such as where its memory lay, "
-        "and the intervals do not contain it: a difference of a few percent may be that.",
-        "两次实验各自在一个进程内测量。同一进程内的各次重复共享该进程的运气（例如内存落在何处），"
-        "区间并不包含这部分波动：几个百分点的差别可能只来自于此。",
+        "A and B are medians of one process each. Its steps share the luck of that process, such as "
+        "where its memory lay, "
+        "and the intervals do not contain it: better or worse is said only where the whole interval is beyond 5 %.",
+        "A、B 两列各为一个进程内的中位数。同一进程内的各步共享该进程的运气（例如内存落在何处），"
+        "区间并不包含这部分波动：只有整个区间都超出 5 % 时才判为更好或更差。",
     ),
     "compare.metric.output_throughput": ("tokens/s", "tokens/s"),
     "compare.metric.request_throughput": ("requests/s", "请求/s"),
@@ -90,6 +91,10 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "Tokens: not identical, and the model's files are other ones.",
         "Token：不一致，模型文件也不同。",
     ),
+    "reproduce.tokens_differ_work": (
+        "Tokens: not identical, and the work was another one (see what is not equal below).",
+        "Token：不一致，所做的工作也不同（见下方不相等之处）。",
+    ),
     "reproduce.tokens_unknown": (
         "Tokens: unknown, there are none to compare.",
         "Token：未知，没有可供比对的 token。",
@@ -98,6 +103,10 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "reproduce.within": (
         "{within} of {of} medians lie in the interval that the run has for them; of an equal run five in six would.",
         "{of} 个中位数中有 {within} 个落在原实验的区间内；若两次实验毫无差别，约六分之五会落在其中。",
+    ),
+    "reproduce.no_intervals": (
+        "The run measured in one process and has no intervals to lie in: what can be told stands in the table.",
+        "原实验在一个进程内测量，没有可供落入的区间：能判断的都在表中。",
     ),
     "reproduce.environment": ("What changed in the environment", "环境的变化"),
     "reproduce.no_changes": ("Nothing changed in the environment.", "环境没有变化。"),

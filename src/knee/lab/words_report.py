@@ -127,7 +127,7 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "batch grows: a line that climbs straight up gains throughput for nothing, one that turns right pays for it "
         "with latency. Where bars overlap, do not choose between the points by this picture.",
         "每个点是一种设置，旁边的数字是批大小；误差线是多次重复的 95 % 区间。沿着线批大小递增："
-        "笔直向上表示吞吐白白增加，向右弯则表示要用延迟来换。误差线重叠的点，不要凭这张图取舍。",
+        "笔直向上表示吞吐提升而延迟不增，向右弯则表示要用延迟来换。误差线重叠的点，不要凭这张图取舍。",
     ),
     "report.tradeoff.better": ("↖ better", "↖ 更好"),
     "report.tradeoff.tied": ("cannot be told from the knee", "与拐点无法区分"),
@@ -201,6 +201,16 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "两条线之间的距离，是更多行的代价。",
     ),
     "report.step_context.rows": ("rows: {rows}", "{rows} 行"),
+    "report.raw.tokens": ("Every token's time", "每个 token 的耗时"),
+    "report.raw.token": ("token", "token"),
+    "report.raw.steps": ("Every warm prefill and every decode step", "每次热预填充与每个解码步"),
+    "report.raw.warm_prefill": ("prefill, warm", "预填充（热）"),
+    "report.raw.decode_step": ("decode step", "解码步"),
+    "report.on_paper": (
+        "Folded parts are not printed: open them on the screen first.",
+        "折叠的部分不会打印：请先在屏幕上展开。",
+    ),
+    "report.step_context.floor": ("what such a step takes at least", "此类步的理论下限"),
     "report.shares.label": ("Where the time of each cell went", "各设置的时间花在哪里"),
     "report.shares.caption": (
         "A bar is the time from the first arrival to the last token. What is beyond the floor and not prefill can be "

@@ -32,8 +32,8 @@ from knee.lab.plan import Job
 from knee.lab.trial import REAL_TIME, Clock
 from knee.llm import LLM
 
-# Not -m: the classes of what comes back would belong to __main__.
-_COMMAND = (sys.executable, "-c", "from knee.lab.worker import main; main()")
+# Not -m: the classes of what comes back would belong to __main__. -P: nothing is imported from the current folder.
+_COMMAND = (sys.executable, "-P", "-c", "from knee.lab.worker import main; main()")
 _PATIENCE_S = 10.0
 
 
@@ -144,7 +144,7 @@ def _read(pipe: IO[bytes]) -> Answer | None:
 
 def _result(answer: Answer | None, interrupted: bool, child: subprocess.Popen[bytes], errors: _Drain) -> Measured:
     if answer is not None and answer.measured is not None:
-        answer.measured.interrupted |= interrupted
+        answer.measured.stop = interrupted
         return answer.measured
     if interrupted:
         raise KeyboardInterrupt
@@ -216,11 +216,16 @@ def _carry_out(order: Order) -> Answer:
         loaded = time.perf_counter() - started
         gc.collect()
         gc.freeze()  # what was loaded stays: no collection during the trial has to look at it
-        found = measure(llm, order.job)
+        found = measure(llm, order.job, ended=_deaf)
         found.load = loaded
     except KneeError as error:
         return Answer(error=error)
     return Answer(found)
+
+
+def _deaf() -> None:
+    """From here on an interrupt would only lose a trial that is whole: who is in a hurry can wait for the answer."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

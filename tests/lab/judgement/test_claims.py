@@ -454,11 +454,15 @@ def test_a_decode_step_of_one_process_is_looked_at_over_its_contexts(
 
 def test_other_experiments_look_at_their_decode_steps_too_if_there_are_enough() -> None:
     [only] = INSPECT.steps
-    steps = [only.model_copy(update={"ms": 4.0, "kv_len": 14 + n}) for n in range(40)]
+    steps = [only.model_copy(update={"ms": 4.0, "kv_len": 14 + n}) for n in range(80)]
     inspected = record("inspect", metrics=INSPECT.model_copy(update={"steps": steps}))
     assert about("decode_independent_of_kv", inspected).verdict == "supported"
-    assert about("decode_independent_of_kv", baseline(9, [9], near(4.0, 40))).verdict == "supported"
+    assert about("decode_independent_of_kv", baseline(9, [9], near(4.0, 80))).verdict == "supported"
     assert about("decode_independent_of_kv", baseline(9, [9], near(4.0, 9))).verdict == "not_measured"
+
+
+def test_contexts_that_hardly_differ_do_not_show_that_length_does_not_matter() -> None:
+    assert about("decode_independent_of_kv", baseline(9, [9], near(4.0, 30))).verdict == "cannot_tell"
 
 
 def test_with_the_cache_off_a_decode_step_says_nothing_about_it() -> None:

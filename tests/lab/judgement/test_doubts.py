@@ -69,10 +69,17 @@ def test_a_late_client_is_told_of_and_whether_the_trial_was_made_up_for():
 
 @pytest.mark.parametrize(
     ("more", "advice"),
-    [({}, "--repeats 5"), ({"status": "interrupted"}, "--resume"), ({"options": {"budget": "2m"}}, "--budget")],
+    [
+        ({}, "--repeats 5"),
+        ({"status": "interrupted"}, "--resume"),
+        ({"options": {"budget": "2m"}}, "--budget"),
+        ({"status": "failed", "asked": 5}, "--resume"),
+    ],
 )
 def test_few_repeats_are_warned_of_with_advice_that_fits(more: dict[str, Any], advice: str):
+    asked = more.pop("asked", 3)
     spec, requests, steps = make(TWO, repeats=3, **more)
+    spec = spec.model_copy(update={"repeats": asked})
     found = [one for one in judge(spec, requests, steps).warnings if "there are no intervals" in one.message]
     assert len(found) == 1
     assert advice in (found[0].advice or "")
@@ -105,8 +112,11 @@ def test_a_slow_pulse_a_hot_processor_and_a_low_clock_are_throttling():
     slow = with_trials(lambda _cell, repeat: {"pulse_ms": (10.0, 10.0 if repeat < 2 else 13.0)})
     assert "around 6 of 10 trials, up to 30 % longer" in slow["throttled"].message
     assert "93 degrees" in with_trials(lambda *_: {"temperature_c": 93.0})["throttled"].message
-    clock = with_trials(lambda _cell, repeat: {"frequency_mhz": 3000.0 if repeat else 4000.0})
+    clocks = {"pulse_ms": (10.0, 13.0), "frequency_mhz": 3000.0}
+    clock = with_trials(lambda _cell, repeat: clocks if repeat else {"frequency_mhz": 4000.0})
     assert "25 % below" in clock["throttled"].message
+    resting = with_trials(lambda _cell, repeat: {"frequency_mhz": 3000.0 if repeat else 4000.0})
+    assert "throttled" not in resting  # a clock alone, read on cores at rest
     assert "throttled" not in with_trials(lambda *_: {"pulse_ms": (10.0, 10.5), "temperature_c": 60.0})
 
 
@@ -114,7 +124,24 @@ def test_other_work_and_swap_are_told_of_above_a_threshold():
     assert "0.40 cores" in with_trials(lambda *_: {"other_load": 0.4})["other_load"].message
     assert "other_load" not in with_trials(lambda *_: {"other_load": 0.05})
     assert "1.5 GiB" in with_trials(lambda *_: {"swap_gib": 1.5})["swap"].message
-    assert "swap" not in with_trials(lambda *_: {"swap_gib": 0.1})
+    assert "swap" not in with_trials(lambda *_: {"swap_gib": 0.001})
+
+
+def test_a_gap_between_the_clocks_in_any_trial_is_told_of():
+    assert (
+        "3.0 s"
+        in with_trials(lambda cell, repeat: {"clock_gap_s": 3.0 if (cell, repeat) == (1, 2) else 0.0})[
+            "clock_gap"
+        ].message
+    )
+
+
+def test_trials_that_failed_are_told_of_with_their_error():
+    spec, requests, steps = make(TWO)
+    lost = spec.trials[0].model_copy(update={"void": True, "errors": ["out of memory"]})
+    found = warnings(spec.model_copy(update={"trials": [lost, *spec.trials[1:]]}), requests, steps)
+    assert found["requests_failed"].message == "1 trials failed and count nowhere; the first error: out of memory"
+    assert "late_client" not in found
 
 
 def cold_steps(cell: int, repeat: int) -> list[StepRow]:
@@ -129,17 +156,30 @@ def test_first_steps_that_take_much_longer_are_cold():
 
 def queued(row: RequestRow) -> RequestRow:
     """In cell 0 most requests are still waiting when the last one comes."""
-    start = 5.0 if row.cell == 0 else row.request * 0.1 + 0.01
-    return row.model_copy(update={"scheduled_at": row.request * 0.1, "prefill_start": start})
+    due = row.request * 0.1
+    start = 0.85 if row.cell == 0 else due + 0.01
+    times = [0.86, 0.87, 0.88, 0.89]
+    return row.model_copy(update={"scheduled_at": due, "prefill_start": start, "token_times": times})
 
 
 def test_a_queue_that_grows_is_saturation_where_requests_come_by_a_clock():
     times = [n * 0.1 for n in range(8)]
-    spec, requests, steps = make(TWO, workload={"arrival": "rate:10", "times": times})
+    busy = {"steps": lambda cell, repeat: step_rows(cell, repeat, count=90)}  # all the time, to the last token
+    spec, requests, steps = make(TWO, workload={"arrival": "rate:10", "times": times}, **busy)
     found = warnings(spec, [queued(row) for row in requests], steps)["saturated"]
     assert found.cells == [0]
     assert "rate:10" in found.message
     spec, requests, steps = make(TWO, workload={"arrival": "burst", "times": [0.0] * 8})
+    assert "saturated" not in warnings(spec, [queued(row) for row in requests], steps)
+
+
+def test_who_waits_for_company_is_not_overrun():
+    times = [n * 0.1 for n in range(8)]
+    spec, requests, steps = make(
+        TWO,
+        workload={"arrival": "rate:10", "times": times},
+        steps=lambda cell, repeat: step_rows(cell, repeat, count=3),
+    )
     assert "saturated" not in warnings(spec, [queued(row) for row in requests], steps)
 
 

@@ -289,8 +289,8 @@ def test_a_sweep_is_explained_the_most_important_first() -> None:
         "tokens: both read the weights once.",
         "From batch 8 to 16 a decode step went from 5.30 to 8.10 ms (+53 %; the roofline expects +45 %) for 2 times "
         "the tokens: by the roofline memory bounds the first and arithmetic the second.",
-        "By the roofline, arithmetic overtakes the read of the weights at batch 11.0, and the knee was found at batch "
-        "8: expect little beyond.",
+        "By the roofline, arithmetic overtakes the read of the weights only at batch 11.0; the knee was found at batch 8, "
+        "and nothing larger was measured: a larger batch may still gain.",
         "A decode step of dynamic (8 / 10 ms) takes 5.30 ms; its floor, the read of weights and KV cache, is 3.00 ms: "
         "on the device it reaches 58 % of what the memory allows.",
         "A decode step of dynamic (1 / 10 ms) takes 5.00 ms; its floor, the read of weights and KV cache, is 3.00 ms: "
@@ -337,8 +337,9 @@ def _no_floor() -> Shares:
     ],
 )
 def test_the_roofline_knee_is_held_against_the_found_one(found: list[int], roofline: float, said: str) -> None:
-    cells, times = [cell(4), cell(8), cell(16)], [time(4, 5.0, 2.7)]
-    [sentence] = says(explanation(cells, times, COSTS, LIMITS, knee(8, found, roofline)), "By the roofline, ")
+    cells = [cell(number, why(decode_rows=float(number))) for number in (4, 8, 16)]
+    times = [time(4, 5.0, 2.7)]
+    [sentence] = says(explanation(cells, times, COSTS, LIMITS, knee(found[0], found, roofline)), "By the roofline, ")
     assert said in sentence
     assert f"at batch {roofline:.1f}" in sentence
 

@@ -107,6 +107,13 @@ def test_every_sentence_is_there_in_chinese():
             assert translated("zh", sentence) != sentence
 
 
+def test_a_tie_is_said_in_chinese_from_end_to_end():
+    _, metrics = judged([(EIGHT, steady(0.1, 0.02)), (FOUR, steady(0.1, -0.02)), (ONE, steady(0.3))])
+    said = translated("zh", answers(metrics)["offline"].sentence)
+    assert said.startswith("continuous (4)，是若干无法区分的设置中最简单的一个（其余为：continuous (8)）：")
+    assert "simplest" not in said
+
+
 # --- the knee ----------------------------------------------------------------------------------------------------
 
 
@@ -146,3 +153,19 @@ def test_each_system_gets_the_setting_that_corresponds():
     assert "max_batch_size: 8" in dynamic["Triton Inference Server"]
     assert set(static) == {"knee"}
     assert "--model 'my models/x.gguf' --policies static --batch-sizes 4" in static["knee"]
+
+
+def test_the_command_for_knee_measures_the_same_work():
+    asked = {
+        "model": "m",
+        "requests": 40,
+        "max_new_tokens": 8,
+        "prompt": ["a b", "c"],
+        "kv_cache": "on",
+        "slo": "ttft:5",
+    }
+    given = record("sweep", done=False, options=asked | {"arrival": "poisson:5", "device": "auto"})
+    assert commands(given, "dynamic", 8, 10.0)["knee"] == (
+        "knee sweep --model m --policies dynamic --batch-sizes 8 --wait-ms 10 --arrival poisson:5 --requests 40 "
+        "--max-new-tokens 8 --prompt 'a b' --prompt c --slo ttft:5"
+    )

@@ -28,6 +28,7 @@ Trial = tuple[list[RequestRow], list[StepRow]]
 Points = Sequence[tuple[float, float]]  # context of a decode step, and its time in ms
 
 _SAME = 0.05  # a change within this, whole interval, counts as none
+_WIDE = 5.0  # times the shortest context: the longest one that says something about "any length"
 _PARTS = 9  # that the steps of one process are dealt into, each with steps of every length
 _LEAST_STEPS = 8  # of one trial, for a line through them
 _NEAR = 9  # steps that stand for a context
@@ -221,7 +222,8 @@ def _over_one_process(code: str, points: Points) -> Claim | None:
     if found is None:
         return None
     values = {"low": f"{low:.0f}", "high": f"{high:.0f}", "steps": len(points), "change": _change(found)}
-    return _claim(code, _is_none(found), found, text("en", "claim.decode_independent_of_kv.single", **values))
+    verdict = _over_a_range(_is_none(found), low, high)
+    return _claim(code, verdict, found, text("en", "claim.decode_independent_of_kv.single", **values))
 
 
 def _over_trials(code: str, case: _Case) -> Claim | None:
@@ -248,7 +250,13 @@ def _over_trials(code: str, case: _Case) -> Claim | None:
         change=_change(found[rows]),
         n=found[rows].n,
     )
-    return _claim(code, _is_none(found[rows]), found[rows], sentence)
+    verdict = _over_a_range(_is_none(found[rows]), min(contexts[rows]), max(contexts[rows]))
+    return _claim(code, verdict, found[rows], sentence)
+
+
+def _over_a_range(verdict: Outcome, low: float, high: float) -> Outcome:
+    """That nothing changes is not shown by contexts that hardly differ."""
+    return "cannot_tell" if verdict == "supported" and high < _WIDE * low else verdict
 
 
 _AGAINST: Mapping[Outcome, int] = {"supported": 0, "cannot_tell": 1, "refuted": 2}
@@ -423,7 +431,8 @@ def _windows(case: _Case) -> list[Claim]:
             by_size[cell.max_batch_size][cell.max_wait_ms] = cell
     found, idle = list[Claim](), defaultdict[tuple[float, float], list[int]](list)
     for size, windows in sorted(by_size.items()):
-        short, long = min(windows), _WINDOW if _WINDOW in windows else max(windows)
+        short = min(windows)
+        long = _WINDOW if _WINDOW in windows and short < _WINDOW else max(windows)
         if short == long:
             continue
         if windows[short].window_idle and windows[long].window_idle:

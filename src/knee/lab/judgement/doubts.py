@@ -1,7 +1,7 @@
 """What makes a sweep's numbers less trustworthy: a closed set, each with advice that depends on what was done already.
 
 Codes: tokens_differ, requests_failed, late_client, few_samples, noisy, drifting, throttled, other_load, swap, cold,
-saturated. (clock_gap, coarse_timer, threads and what `knee doctor` finds come from a look around, `experiment.py`.)
+saturated, clock_gap. (coarse_timer, threads and what `knee doctor` finds come from a look around, `experiment.py`.)
 Each function answers one question, and gives nothing where there is nothing to say.
 """
 
@@ -27,9 +27,11 @@ SLOWER = 1.10  # a pulse over the fastest one
 SLOW_TRIALS = 0.2
 HOT_C = 90.0
 LOAD_SHARE, LOAD_CORES = 0.05, 0.1
-SWAP_GIB = 0.25
+SWAP_GIB = 0.01
+GAP_S = 1.0
 COLD = 1.5  # the first steps over the later ones
 BACKLOG, LEAST_BACKLOG = 0.25, 3  # of the requests, still waiting when the last one comes
+SPARE = 0.05  # of a cell's time with nothing running: it was not the engine that was too slow
 _MANY_REPEATS = 10
 _PERCENTILES = (99.0, 95.0, 90.0)
 
@@ -90,9 +92,20 @@ def requests_failed(given: Evidence) -> Warning_ | None:
     return _doubt("requests_failed", "requests_failed", cells, count=failed, error=errors[0] if errors else "?")
 
 
+def trials_failed(given: Evidence) -> Warning_ | None:
+    """Trials that ended with an error instead of rows."""
+    failed = [trial for trial in given.spec.trials if trial.void and trial.errors]
+    if not failed:
+        return None
+    cells = sorted({trial.cell for trial in failed})
+    return _doubt(
+        "requests_failed", "requests_failed", cells, "trials_failed", count=len(failed), error=failed[0].errors[0]
+    )
+
+
 def late_client(given: Evidence) -> Warning_ | None:
     """The load generator measured itself in some trials, which are void."""
-    void = [trial for trial in given.spec.trials if trial.void]
+    void = [trial for trial in given.spec.trials if trial.void and not trial.errors]
     if not void:
         return None
     whole = {(trial.cell, trial.repeat) for trial in given.trials}
@@ -106,7 +119,12 @@ def saturated(given: Evidence) -> Warning_ | None:
     """Requests came faster than a cell could serve them: its latency is that of a growing queue."""
     if given.spec.draft.workload.times is None or len(set(given.spec.draft.workload.times)) < 2:
         return None  # a closed loop cannot be overrun, and a burst is nothing but a queue
-    full = [one for one in given.rows if _backlog(one) >= max(LEAST_BACKLOG, BACKLOG * _requests(one))]
+    spare = {cell.cell: _spare(cell) for cell in given.cells}
+    full = [
+        one
+        for one in given.rows
+        if _backlog(one) >= max(LEAST_BACKLOG, BACKLOG * _requests(one)) and spare[one.number] <= SPARE
+    ]
     if not full:
         return None
     numbers = [one.number for one in full]
@@ -120,6 +138,11 @@ def saturated(given: Evidence) -> Warning_ | None:
         arrival=given.spec.draft.workload.arrival,
         best=f"{best:.1f}",
     )
+
+
+def _spare(cell: SweepCell) -> float:
+    """The share of the time in which nothing ran: who waits then waits for company, not for an engine."""
+    return 0.0 if cell.explanation is None else cell.explanation.shares.held_back + cell.explanation.shares.idle
 
 
 def _requests(rows: CellRows) -> int:
@@ -145,8 +168,9 @@ def few_repeats(given: Evidence) -> Warning_ | None:
         return None
     least = min(len(cell.repeats) for cell in few)
     options = given.spec.draft.options
-    advice = "few_repeats"
-    if given.spec.status == "interrupted":
+    asked = given.spec.repeats >= MIN_REPEATS
+    advice = "few_repeats_lost" if asked and given.spec.status in ("done", "failed") else "few_repeats"
+    if given.spec.status == "interrupted" and "reproduce" not in given.spec.draft.command[1:2]:  # which has no --resume
         advice = "few_repeats_interrupted"
     elif options.get("budget"):
         advice = "few_repeats_budget"
@@ -189,6 +213,8 @@ def noisy(given: Evidence) -> Warning_ | None:
     worst = max(wide, key=lambda cell: widths[cell.cell])
     repeats = max(len(cell.repeats) for cell in given.cells)
     advice = "noisy_requests" if repeats >= _MANY_REPEATS else "noisy_repeats"
+    if given.spec.status == "interrupted" or given.spec.draft.options.get("budget"):
+        advice = "noisy_requests"  # that more repeats were planned is said elsewhere
     if other_load(given) is not None or throttled(given) is not None:
         advice = "noisy_machine"
     return _doubt(
@@ -200,6 +226,7 @@ def noisy(given: Evidence) -> Warning_ | None:
         percent=f"{widths[worst.cell] * 100:.0f}",
         repeats=_MANY_REPEATS,
         now=repeats,
+        narrower=f"{(1 - (repeats / _MANY_REPEATS) ** 0.5) * 100:.0f}",
     )
 
 
@@ -244,16 +271,17 @@ def throttled(given: Evidence) -> Warning_ | None:
     hottest = max(temperatures, default=None)
     if hottest is not None and hottest >= HOT_C:
         return _doubt("throttled", "throttled_hot", (), "throttled_hot", celsius=f"{hottest:.0f}")
-    frequencies = [trial.frequency_mhz for trial in given.trials if trial.frequency_mhz]
-    if frequencies and median(frequencies) * SLOWER < max(frequencies):
-        share = 1 - median(frequencies) / max(frequencies)
-        return _doubt("throttled", "throttled_hot", (), "throttled_clock", percent=f"{share * 100:.0f}")
     if not pulses:
         return None
     fastest = min(min(pair) for pair in pulses)
     slow = sum(max(pair) > SLOWER * fastest for pair in pulses)
     if slow < SLOW_TRIALS * len(pulses):
         return None
+    # A clock is read between trials, on cores at rest: alone it says little.
+    frequencies = [trial.frequency_mhz for trial in given.trials if trial.frequency_mhz]
+    if frequencies and median(frequencies) * SLOWER < max(frequencies):
+        share = 1 - median(frequencies) / max(frequencies)
+        return _doubt("throttled", "throttled_hot", (), "throttled_clock", percent=f"{share * 100:.0f}")
     advice = "throttled_load" if other_load(given) is not None else "throttled"
     worst = max(max(pair) for pair in pulses) / fastest
     return _doubt("throttled", advice, (), count=slow, of=len(pulses), worst=f"{(worst - 1) * 100:.0f}")
@@ -266,6 +294,12 @@ def other_load(given: Evidence) -> Warning_ | None:
     if not loads or fmean(loads) <= limit:
         return None
     return _doubt("other_load", "other_load", cores=f"{fmean(loads):.2f}", worst=f"{max(loads):.2f}")
+
+
+def clock_gap(given: Evidence) -> Warning_ | None:
+    """The wall clock and the monotonic one parted during a trial."""
+    gap = sum(abs(trial.clock_gap_s) for trial in given.spec.trials)
+    return _doubt("clock_gap", "clock_gap", seconds=f"{gap:.1f}") if gap > GAP_S else None
 
 
 def swap(given: Evidence) -> Warning_ | None:
@@ -294,6 +328,7 @@ def _first_steps(steps: Sequence[StepRow]) -> float | None:
 QUESTIONS: tuple[Question, ...] = (
     tokens_differ,
     requests_failed,
+    trials_failed,
     late_client,
     few_repeats,
     noisy,
@@ -301,6 +336,7 @@ QUESTIONS: tuple[Question, ...] = (
     throttled,
     other_load,
     swap,
+    clock_gap,
     cold,
     saturated,
     few_for_percentiles,

@@ -378,8 +378,16 @@ def _about_the_knee(
     if knee is None:
         return [text("en", "finding.roofline_alone", batch=batch)]
     found = ", ".join(map(str, knee.found_batches))
-    kind = _meeting(knee.found_batches, max(cell.max_batch_size for cell in cells), crossing)
+    ran = {cell.cell: round(_rows_that_ran(cell)) for cell in cells}
+    at_knee = [ran[number] for number in (knee.cell, *knee.tied) if number in ran]
+    kind = _meeting(at_knee or knee.found_batches, max(ran.values()), crossing)
     return [text("en", f"finding.roofline_{kind}", batch=batch, found=found)]
+
+
+def _rows_that_ran(cell: SweepCell) -> float:
+    """Rows of a usual decode step: a batch that arrivals never filled met no other roof than a smaller one."""
+    why = cell.explanation
+    return cell.max_batch_size if why is None or not why.decode_rows else why.decode_rows
 
 
 def _meeting(found: Sequence[int], largest: int, crossing: float) -> str:

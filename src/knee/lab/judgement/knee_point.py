@@ -39,7 +39,7 @@ def find_knee(
         power=power,
         found_batches=batches,
         roofline_batch=crossing,
-        sentence=_sentence(by_number, best, tied, power, crossing),
+        sentence=_sentence(by_number, best, tied, power, crossing, _next(able, best)),
     )
 
 
@@ -71,19 +71,44 @@ def _crossing(costs: CostModel | None, limits: Limits | None, times: Sequence[St
     return roofline_batch(costs, limits, fmean(time.context for time in times))
 
 
+def _next(rounds: Mapping[int, Mapping[int, float]], best: int) -> tuple[int, float]:
+    """The second highest median, and whose it is; the best itself where it is alone."""
+    medians = {key: median(values.values()) for key, values in rounds.items() if key != best or len(rounds) == 1}
+    second = max(medians, key=lambda key: medians[key])
+    return second, medians[second]
+
+
+def three_digits(value: float) -> str:
+    """12.3, 0.0123, 1234: as many digits as mean something."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def _sentence(
-    cells: Mapping[int, SweepCell], best: int, tied: Sequence[int], power: Interval, crossing: float | None
+    cells: Mapping[int, SweepCell],
+    best: int,
+    tied: Sequence[int],
+    power: Interval,
+    crossing: float | None,
+    second: tuple[int, float],
 ) -> str:
     verdict = "too_few" if power.n < LEAST_PAIRS else "tied" if tied else "clear"
     roof = "unknown" if crossing is None else "known"
     values = {
         "cell": cells[best].label,
-        "power": f"{power.value:.2f}",
+        "power": three_digits(power.value) + _ends(power),
+        "second": cells[second[0]].label,
+        "less": three_digits(second[1]),
         "tied": names([cells[number].label for number in tied]),
         "batch": "?" if crossing is None else f"{crossing:.0f}",
         "repeats": power.n,
     }
     return text("en", f"answer.knee_{verdict}_{roof}", **values) if len(cells) > 1 else text("en", "answer.knee_only")
+
+
+def _ends(power: Interval) -> str:
+    if power.low is None or power.high is None:
+        return ""
+    return f" [{three_digits(power.low)}, {three_digits(power.high)}]"
 
 
 def names(labels: Sequence[str], most: int = 6) -> str:

@@ -14,7 +14,8 @@ from statistics import median
 from typing import Literal
 
 from knee.lab.judgement.commands import commands
-from knee.lab.judgement.knee_point import LEAST_PAIRS, best_and_tied, names
+from knee.lab.judgement.doubts import SPARE
+from knee.lab.judgement.knee_point import LEAST_PAIRS, best_and_tied, names, three_digits
 from knee.lab.judgement.measured import CellRows
 from knee.lab.messages import text
 from knee.lab.metrics import by_round, effects, interval_of
@@ -127,8 +128,8 @@ class _Case:
         able = {number: values for number, values in rounds.items() if values}
         if not able:
             return self._none("offline", "output_throughput", None, None, text("en", "answer.no_solo"))
-        _, tied = best_and_tied(able, higher_is_better=True)
-        if len(able) > 1 and len(tied) == len(able) - 1 and self._arrivals_decide:
+        best, tied = best_and_tied(able, higher_is_better=True)
+        if self._arrivals_decide and self._had_time_to_spare(best, everything_ties=len(tied) == len(able) - 1):
             reason = text("en", "answer.arrivals_decide", arrival=self.record.workload.arrival)
             return self._none("offline", "output_throughput", None, None, reason)
         choice = self._choose(able)
@@ -153,6 +154,12 @@ class _Case:
         chosen = min((quickest, *near), key=lambda number: by_number[number].simplicity)
         others = [by_number[number] for number in (quickest, *as_quick) if number != chosen]
         return _Choice(by_number[chosen], others, objective[chosen])
+
+    def _had_time_to_spare(self, best: int, everything_ties: bool) -> bool:
+        """Whether the best setting's throughput was that of the arrivals: it ran nothing for some of the time."""
+        why = next(one.cell.explanation for one in self.candidates if one.cell.cell == best)
+        spare = 0.0 if why is None else why.shares.idle + why.shares.held_back
+        return spare > SPARE or (everything_ties and len(self.candidates) > 1)
 
     @property
     def _arrivals_decide(self) -> bool:
@@ -272,10 +279,9 @@ def _sentence(
 def _number(value: Interval | None) -> str:
     if value is None:
         return "—"
-    digits = 2 if value.value < 10 else 1
     if value.low is None or value.high is None:
-        return f"{value.value:.{digits}f}"
-    return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+        return three_digits(value.value)
+    return f"{three_digits(value.value)} [{three_digits(value.low)}, {three_digits(value.high)}]"
 
 
 def _change(against: Against, name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from knee.lab.judgement.knee_point import LEAST_PAIRS
 from knee.lab.messages import Lang, translated
 from knee.lab.records import BaselineMetrics, InspectMetrics, KvCacheMetrics, Record
 from knee.lab.report.blocks import (
@@ -166,7 +167,8 @@ def _knee(knee: Knee, metrics: SweepMetrics, say: Callable[..., str], lang: Lang
         facts.append((say("report.tied"), ", ".join(names(metrics, knee.tied))))
     facts.append((say("report.knee.found"), ", ".join(map(str, knee.found_batches)) or NOTHING))
     facts.append((say("report.knee.roofline"), number(knee.roofline_batch)))
-    verdict = "cannot_tell" if knee.power.low is None else "tied" if knee.tied else "clear"
+    unsure = knee.power.n < LEAST_PAIRS or len(metrics.cells) < 2
+    verdict = "cannot_tell" if unsure else "tied" if knee.tied else "clear"
     return Card(
         title=say("report.knee"),
         verdict=Badge(_SURE[verdict], say(f"report.verdict.{verdict}")),

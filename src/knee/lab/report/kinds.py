@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from knee.lab.messages import Lang
 from knee.lab.records import BaselineMetrics, InspectMetrics, InspectStep, KvCacheCell, KvCacheMetrics, Record
-from knee.lab.report.blocks import Block, Facts, Section, Sentences, Table
+from knee.lab.report.blocks import Block, Facts, Folded, Section, Sentences, Table
 from knee.lab.report.figures import baseline, inspect, kvcache
 from knee.lab.report.figures.canvas import Picture
 from knee.lab.report.numbers import NOTHING, number, percent, whole
@@ -59,7 +59,12 @@ def _baseline(metrics: BaselineMetrics, say: Say) -> list[Section]:
     ]
     output = ", ".join(map(str, metrics.token_ids)) if metrics.text is None else metrics.text
     told = Sentences([f"“{output[:_LONGEST_TEXT]}”"], say("record.output"), verbatim=True)
-    return [_section("baseline", [baseline.draw(metrics, say), Facts(facts), told], say)]
+    steps = [
+        *([say("report.raw.warm_prefill"), str(n), number(ms)] for n, ms in enumerate(metrics.prefill_runs_ms, 1)),
+        *([say("report.raw.decode_step"), str(n), number(ms)] for n, ms in enumerate(metrics.decode_step_ms, 1)),
+    ]
+    raw = Folded(say("report.raw.steps"), [Table(["", say("inspect.step"), "ms"], steps)])
+    return [_section("baseline", [baseline.draw(metrics, say), Facts(facts), told, raw], say)]
 
 
 # --- inspect -----------------------------------------------------------------------------------------------------
@@ -111,7 +116,14 @@ def _kvcache(metrics: KvCacheMetrics, say: Say) -> list[Section]:
     columns = ("kv_cache", "prompt_length", "prefill", "second_token", "last_token", "decode_step", "total", "memory")
     rows = [_kvcache_row(cell, say) for cell in metrics.cells]
     table = Table([say(f"kvcache.{name}") for name in columns], rows)
-    return [_section("kvcache", [kvcache.draw(metrics, say), table], say)]
+    every = [
+        [say(f"switch.{cell.kv_cache}"), whole(cell.prompt_length), str(number_), number(ms)]
+        for cell in metrics.cells
+        for number_, ms in enumerate(cell.token_ms, 1)
+    ]
+    header = [say("kvcache.kv_cache"), say("kvcache.prompt_length"), say("report.raw.token"), "ms"]
+    raw = Folded(say("report.raw.tokens"), [Table(header, every)])
+    return [_section("kvcache", [kvcache.draw(metrics, say), table, raw], say)]
 
 
 def _kvcache_row(cell: KvCacheCell, say: Say) -> list[str]:

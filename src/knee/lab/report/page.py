@@ -7,7 +7,7 @@ escaped by the template, and control characters are shown instead of sent. `page
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -30,8 +30,9 @@ _OPTION = re.compile(r"(?<![\w>-])--[a-z][a-z-]*")  # may not be broken after it
 def to_html(record: Record, requests: Sequence[RequestRow], steps: Sequence[StepRow], lang: Lang = "en") -> str:
     """The whole page. `requests` and `steps` are the run's raw rows; empty where it has none."""
     say = partial(text, lang)
+    whole = _whole_trials(record)
     with drawing():
-        sections = _sections(record, requests, steps, lang)
+        sections = _sections(record, [*filter(whole, requests)], [*filter(whole, steps)], lang)
     return _template().render(
         lang="zh-CN" if lang == "zh" else "en",
         say=say,
@@ -40,6 +41,13 @@ def to_html(record: Record, requests: Sequence[RequestRow], steps: Sequence[Step
         kind=say(f"{record.kind}.title"),
         sections=[section for section in sections if section.blocks],
     )
+
+
+def _whole_trials(record: Record) -> Callable[[RequestRow | StepRow], bool]:
+    """Whether a row belongs to a trial that counts: not void, and not cut off by an interrupt."""
+    trials = record.metrics.trials if isinstance(record.metrics, SweepMetrics) else []
+    whole = {(trial.cell, trial.repeat) for trial in trials if not trial.void}
+    return lambda row: not row.void and (not trials or (row.cell, row.repeat) in whole)
 
 
 def _sections(record: Record, requests: Sequence[RequestRow], steps: Sequence[StepRow], lang: Lang) -> list[Section]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Sequence
 
 from knee.lab.records import Record, Workload
@@ -27,7 +28,7 @@ def environment(record: Record, say: Say) -> Section:
         Facts(_workload(record, say), say("record.workload")),
         *_prompts(record.workload, say),
         Facts([(name, _json(value)) for name, value in record.options.items()], say("report.env.options")),
-        Paste(say("record.command"), [" ".join(record.command)]),
+        Paste(say("record.command"), [shlex.join(record.command)]),
     ]
     return Section("environment", say("report.section.environment"), [block for block in blocks if _holds(block)])
 

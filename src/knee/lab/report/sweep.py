@@ -17,6 +17,8 @@ from knee.lab.sweep_records import CellExplanation, Claim, SweepMetrics
 
 _TONES = {"supported": "good", "refuted": "bad", "cannot_tell": "open", "not_measured": "plain"}
 
+_MOST_TIMELINES = 40  # of a sweep with hundreds of cells the first ones show what there is to see
+
 Say = Callable[..., str]
 
 
@@ -34,7 +36,7 @@ def sections(
         ("throughput", [tradeoff.draw(metrics, say)]),
         ("windows", [heatmap.draw(metrics, say)]),
         ("requests", timelines(metrics, requests, say)),
-        ("steps", [step_rows.draw(metrics, say), step_context.draw(requests, steps, say)]),
+        ("steps", [step_rows.draw(metrics, say), step_context.draw(metrics, requests, steps, say)]),
         ("time", [shares.draw(metrics, say), _time_table(metrics, say)]),
         (
             "spread",
@@ -67,8 +69,11 @@ def timelines(metrics: SweepMetrics, requests: Sequence[RequestRow], say: Say) -
     titles = {number: name_of(cell) for number, cell in cells.items()}
     for number_, reasons in first.items():
         titles[number_] += f" · {', '.join(say(f'report.role.{reason}') for reason in reasons)}"
+    drawn = set(list(trials)[:_MOST_TIMELINES])
     panels = {
-        number: timeline.draw(rows, f"timeline-{number}", titles[number], end, say) for number, rows in trials.items()
+        number: timeline.draw(rows, f"timeline-{number}", titles[number], end, say)
+        for number, rows in trials.items()
+        if number in first or number in drawn
     }
     top = [panels[number] for number in first if number in panels]
     rest = [panel for number, panel in panels.items() if number not in first]

@@ -8,7 +8,7 @@ from knee.lab.metrics import e2el_ms, ttft_ms
 from knee.lab.records import RequestRow
 from knee.lab.report.cells import completed, highlights, name_of, numbered
 from knee.lab.report.figures import canvas
-from knee.lab.report.figures.canvas import BLUE, GREEN, GREY, ORANGE, PURPLE, Look, Picture
+from knee.lab.report.figures.canvas import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, Look, Picture
 from knee.lab.sweep_records import SweepMetrics
 
 _HEIGHT, _LEFT, _GAP = 290.0, 60.0, 34.0
@@ -19,6 +19,7 @@ _LOOKS = (
     Look(GREEN, "D", (0, (1.2, 1.5))),
     Look(PURPLE, "^", (0, (5, 1.5, 1.2, 1.5))),
     Look(GREY, "X", (0, (8, 2))),
+    Look(SKY, "P", (0, (3, 1))),
 )
 
 

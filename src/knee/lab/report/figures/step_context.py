@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
+from matplotlib.axes import Axes
+
+from knee.lab.costs import floor_of
 from knee.lab.judgement.explain import decode_steps
 from knee.lab.records import RequestRow, StepRow
 from knee.lab.report.figures import canvas
-from knee.lab.report.figures.canvas import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, Look, Picture
+from knee.lab.report.figures.canvas import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, Look, Picture
+from knee.lab.sweep_records import SweepMetrics
 
 _HEIGHT = 300.0
 _BINS = 14
@@ -27,10 +31,14 @@ _LOOKS = tuple(
     )
 )
 
+_FLOOR = Look(GREY, "", (0, (2, 2)))
+
 Point = tuple[float, float]  # context, ms
 
 
-def draw(requests: Sequence[RequestRow], steps: Sequence[StepRow], say: Callable[..., str]) -> Picture | None:
+def draw(
+    metrics: SweepMetrics, requests: Sequence[RequestRow], steps: Sequence[StepRow], say: Callable[..., str]
+) -> Picture | None:
     """None where no context was recorded (KV cache off), or too few steps."""
     lines = _lines(requests, steps)
     if not lines:
@@ -46,6 +54,7 @@ def draw(requests: Sequence[RequestRow], steps: Sequence[StepRow], say: Callable
             linestyle=look.dash,
             markersize=5,
         )
+    floors = _draw_floors(axes, metrics, lines)
     every = [point for points in lines.values() for point in points]
     margin = 0.03 * (max(x for x, _ in every) - min(x for x, _ in every) or 1.0)
     axes.set(
@@ -58,7 +67,25 @@ def draw(requests: Sequence[RequestRow], steps: Sequence[StepRow], say: Callable
         canvas.line_key(f"step_context-key{rows}", look, say("report.step_context.rows", rows=rows))
         for look, rows in zip(_LOOKS, lines, strict=False)
     ]
+    if floors:
+        keys.append(canvas.line_key("step_context-floor", _FLOOR, say("report.step_context.floor")))
     return Picture("step_context", svg, say("report.step_context.label"), say("report.step_context.caption"), keys)
+
+
+def _draw_floors(axes: Axes, metrics: SweepMetrics, lines: Mapping[int, Sequence[Point]]) -> bool:
+    """What such steps take at least, one thin line for each number of rows; whether there was anything to draw."""
+    if metrics.costs is None or metrics.limits is None:
+        return False
+    for rows, points in lines.items():
+        ends = [points[0][0], points[-1][0]]
+        floors = [
+            floor_of(metrics.costs, metrics.limits, tokens=rows, outputs=rows, pairs=rows * x, context=rows * x)
+            for x in ends
+        ]
+        axes.plot(
+            ends, [floor.seconds * 1e3 for floor in floors], color=_FLOOR.color, linestyle=_FLOOR.dash, linewidth=1
+        )
+    return True
 
 
 def _lines(requests: Sequence[RequestRow], steps: Sequence[StepRow]) -> dict[int, list[Point]]:
