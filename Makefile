@@ -16,7 +16,7 @@ run: $(VENV)/.installed ## Run the log's four experiments on the default model, 
 	$(BIN)/knee baseline --out $(OUT)
 	$(BIN)/knee inspect --out $(OUT)
 	$(BIN)/knee kvcache --out $(OUT) --prompt-lengths 10,50,200 --max-new-tokens 50
-	$(BIN)/knee sweep --out $(OUT) --policies dynamic,continuous --batch-sizes 1,4,8 --wait-ms 0,10 --budget 4m
+	$(BIN)/knee sweep --out $(OUT) --policies dynamic,continuous --batch-sizes 1,4,8 --wait-ms 0,10
 	$(BIN)/knee report latest --out $(OUT)
 
 test: $(VENV)/.installed-dev ## Run every test (installs torch and transformers, the oracle)

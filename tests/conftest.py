@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from hypothesis import settings
 
 from knee.errors import DownloadError
+
+# A machine that is busy with other things is no reason to fail.
+settings.register_profile("knee", deadline=None)
+settings.load_profile("knee")
 
 MUST_RUN = "KNEE_TESTS_MUST_RUN"  # set by `make test`: there no test may be skipped silently
 

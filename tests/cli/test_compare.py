@@ -60,8 +60,9 @@ def test_many_cells_without_a_difference_are_counted_and_not_shown(tmp_path: Pat
 def test_every_kind_in_both_languages(tmp_path: Path, kind: str, lang: str) -> None:
     result = two(tmp_path, record(kind), record(kind), "--lang", lang)
     assert result.exit_code == 0
-    assert ("只来自于此" in result.stdout.replace("\n", "").replace(" ", "")) == (lang == "zh" and kind != "sweep")
-    assert ("in one process" in result.stdout) == (lang == "en" and kind != "sweep")
+    chinese = "".join(result.stdout.split())
+    assert ("同一进程内的各步共享" in chinese) == (lang == "zh" and kind != "sweep")
+    assert ("one process each" in " ".join(result.stdout.split())) == (lang == "en" and kind != "sweep")
 
 
 def test_a_single_value_says_that_it_cannot_tell(tmp_path: Path) -> None:

@@ -176,10 +176,10 @@ def rows(folder: Path) -> list[dict[str, object]]:
 def test_a_killed_sweep_is_resumed_and_ends_with_the_same_cells(model: Path, tmp_path: Path, trials: int) -> None:
     cells = ("--batch-sizes", "1,2")
     process = sweep(model, tmp_path, *cells)
-    wait_for(lambda: process.poll() is not None or any(len(rows(path)) >= 6 * trials for path in tmp_path.iterdir()))
+    wait_for(lambda: process.poll() is not None or any(len(rows(path)) >= 6 * trials for path in tmp_path.glob("2*")))
     process.kill()
     process.communicate()
-    [folder] = tmp_path.iterdir()
+    [folder] = tmp_path.glob("2*")
     other = sweep(model, tmp_path, *cells, "--resume", "latest", "--seed", "3")
     _, err = other.communicate()
     assert other.returncode == 2
@@ -208,7 +208,7 @@ def test_an_interrupted_sweep_says_what_it_keeps(model: Path, tmp_path: Path, ho
     out, err = process.communicate()
     assert process.returncode == 130, err
     assert out == ""
-    [folder] = runs.iterdir()
+    [folder] = runs.glob("2*")
     assert f"interrupted; what was measured is kept in {folder}" in err
     assert f"--resume {folder.name}" in err
     assert "Traceback" not in err

@@ -12,7 +12,7 @@ import psutil
 PATIENCE_S = 60.0  # for a machine that is busy with other things
 
 # In the first pause of the trial, or while the model is loaded.
-IN_THE_TRIAL = "worker.measure = lambda llm, job: measure.measure(llm, job, Clock(sleep=pause))"
+IN_THE_TRIAL = "worker.measure = lambda llm, job, **more: measure.measure(llm, job, Clock(sleep=pause), **more)"
 IN_LOADING = "worker.ModelChoice.load = pause"
 
 _CODE = """

@@ -130,8 +130,8 @@ def plan_within(
     if _total(kept, guesses, repeats) > seconds:
         needed = _total(kept, guesses, repeats)
         raise UserError(
-            f"a budget of {_span(seconds)} is too short: {len(kept)} cells with {repeats} repeats take about "
-            f"{_span(needed)}; give more time, or fewer --requests"
+            f"a budget of {_span(seconds)} is too short: even {len(kept)} of the {len(spec.cells)} cells with "
+            f"{repeats} repeats take about {_span(needed)}; give more time, fewer --repeats or fewer --requests"
         )
     fitting = int((seconds - _AROUND_S) / sum(guesses[cell] for cell in kept))
     planned = SweepSpec(
@@ -159,9 +159,9 @@ def _total(cells: Sequence[CellSpec], guesses: dict[CellSpec, float], repeats: i
 
 
 def _least_missed(cells: Sequence[CellSpec]) -> CellSpec:
-    """The next cell to do without: windows between the shortest and the longest first, then sizes between their
-    neighbours, from the policy with the most cells; the smallest and the largest size of a policy go last, and then a
-    policy goes whole: two sizes of one tell more than one size of two.
+    """The next cell to do without: windows between the shortest and the longest first, then all but the shortest,
+    then sizes between their neighbours, from the policy with the most cells; the smallest and the largest size of a
+    policy go last, and then a policy goes whole: two sizes of one tell more than one size of two.
     """
 
     def missed(cell: CellSpec) -> tuple[int, int, bool, int]:
@@ -172,7 +172,7 @@ def _least_missed(cells: Sequence[CellSpec]) -> CellSpec:
         extra_window = len(windows) > 1 and (cell.max_wait_ms or 0.0) != windows[0]
         size_inside = cell.max_batch_size not in (sizes[0], sizes[-1])
         alone = len(family) == 1
-        rank = 0 if window_inside else 1 if size_inside else 2 if extra_window else 3 if alone else 4
+        rank = 0 if window_inside else 1 if extra_window else 2 if size_inside else 3 if alone else 4
         place = sizes.index(cell.max_batch_size)  # of the windows, those of small batches say least
         return rank, -len(family), not extra_window, place if extra_window else int(place % 2 == 0)
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from knee.lab.judgement.measured import CellRows
     from knee.lab.slo import Slo
 
+_NOTICEABLE = 0.03  # of service time: a ratio to less is noise over nothing
 COMPLETED = frozenset({"length", "eos", "stop"})
 
 
@@ -269,7 +270,7 @@ def _against(first: SweepCell, cell: SweepCell) -> Tradeoff:
         throughput_change=throughput,
         service_change=service,
         e2el_change=change(first.e2el_ms.mean, cell.e2el_ms.mean),
-        efficiency=throughput / service if throughput is not None and service and service > 0 else None,
+        efficiency=throughput / service if throughput is not None and service and service > _NOTICEABLE else None,
         effects={} if cell is first else effects(first, cell),
     )
 

@@ -62,11 +62,12 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "首 token {ttft}，tokens/s {throughput}。",
     ),
     "answer.goodput_tied_against": (
-        "{cell}, the simplest of several that cannot be told apart (the others: {tied}): {value} "
+        "{cell}, the simplest of those within 10 % of the best that cannot be told from it (tied: {tied}): {value} "
         "requests/s keep within "
         "the limits, {within} % of all. Against {base}: latency from arrival {latency}, first token {ttft}, tokens/s "
         "{throughput}.",
-        "{cell}，是若干无法区分的设置中最简单的一个（其余为：{tied}）：{value} 个请求/s 在限制之内，"
+        "{cell}，是与最佳设置无法区分、且相差不到 10 % 的设置中最简单的一个（并列：{tied}）：{value} "
+        "个请求/s 在限制之内，"
         "占全部的 {within} %。"
         "相比 {base}：从到达算起的延迟 {latency}，首 token {ttft}，tokens/s {throughput}。",
     ),
@@ -76,10 +77,11 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "{cell}：{value} 个请求/s 在限制之内，占全部的 {within} %。没有测量更小的设置可供比较。",
     ),
     "answer.goodput_tied_alone": (
-        "{cell}, the simplest of several that cannot be told apart (the others: {tied}): {value} "
+        "{cell}, the simplest of those within 10 % of the best that cannot be told from it (tied: {tied}): {value} "
         "requests/s keep within "
         "the limits, {within} % of all. Nothing smaller was measured to compare it with.",
-        "{cell}，是若干无法区分的设置中最简单的一个（其余为：{tied}）：{value} 个请求/s 在限制之内，"
+        "{cell}，是与最佳设置无法区分、且相差不到 10 % 的设置中最简单的一个（并列：{tied}）：{value} "
+        "个请求/s 在限制之内，"
         "占全部的 {within} %。"
         "没有测量更小的设置可供比较。",
     ),
@@ -89,9 +91,10 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "{cell}：{value} tokens/s。相比 {base}：tokens/s {throughput}，从到达算起的延迟 {latency}，首 token {ttft}。",
     ),
     "answer.throughput_tied_against": (
-        "{cell}, the simplest of several that cannot be told apart (the others: {tied}): {value} tokens/s. Against "
+        "{cell}, the simplest of those within 10 % of the best that cannot be told from it (tied: "
+        "{tied}): {value} tokens/s. Against "
         "{base}: tokens/s {throughput}, latency from arrival {latency}, first token {ttft}.",
-        "{cell}，是若干无法区分的设置中最简单的一个（其余为：{tied}）：{value} tokens/s。"
+        "{cell}，是与最佳设置无法区分、且相差不到 10 % 的设置中最简单的一个（并列：{tied}）：{value} tokens/s。"
         "相比 {base}：tokens/s {throughput}，从到达算起的延迟 {latency}，首 token {ttft}。",
     ),
     "answer.throughput_clear_alone": (
@@ -99,9 +102,11 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "{cell}：{value} tokens/s。没有测量更小的设置可供比较。",
     ),
     "answer.throughput_tied_alone": (
-        "{cell}, the simplest of several that cannot be told apart (the others: {tied}): {value} tokens/s. Nothing "
+        "{cell}, the simplest of those within 10 % of the best that cannot be told from it (tied: "
+        "{tied}): {value} tokens/s. Nothing "
         "smaller was measured to compare it with.",
-        "{cell}，是若干无法区分的设置中最简单的一个（其余为：{tied}）：{value} tokens/s。没有测量更小的设置可供比较。",
+        "{cell}，是与最佳设置无法区分、且相差不到 10 % 的设置中最简单的一个（并列：{tied}）：{value} "
+        "tokens/s。没有测量更小的设置可供比较。",
     ),
     "answer.none_within": (
         "Cannot tell: in no setting did requests keep within the limits, or hardly any; the lowest "
@@ -110,6 +115,13 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "Give limits of your own with --slo, or a lower rate of arrival.",
         "无法判断：没有任何设置的请求满足限制，或只有极少数满足；平均延迟最低的是 {best}。请用 --slo "
         "给出自己的限制，或降低到达速率。",
+    ),
+    "answer.none_within_burst": (
+        "Cannot tell: all requests were there at once, and hardly any keeps such limits behind a "
+        "queue; the lowest mean "
+        "latency was that of {best}. Measure with --arrival poisson:{rate}, about half of what this machine can do.",
+        "无法判断：所有请求同时到达，排在队列里几乎没有请求能满足这样的限制；平均延迟最低的是 {best}。"
+        "请用 --arrival poisson:{rate} 测量，约为本机能力的一半。",
     ),
     "answer.too_few": (
         "Cannot tell: {repeats} repeats of a setting are too few to tell it from another; give at least --repeats "
@@ -166,8 +178,8 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "重测后仍然作废：请停止机器上的其他任务，然后用同样的命令加 --resume 继续。",
     ),
     "warning.few_repeats": (
-        "{count} settings have fewer than {enough} repeats ({least}): there are no intervals for them.",
-        "{count} 个设置的重复次数少于 {enough}（仅 {least}）：无法给出区间。",
+        "{count} settings have fewer than {enough} repeats ({least}): there are no intervals for their medians.",
+        "{count} 个设置的重复次数少于 {enough}（仅 {least}）：无法给出中位数的区间。",
     ),
     "advice.few_repeats": ("Give --repeats {enough} or more.", "请使用 --repeats {enough} 或更多。"),
     "advice.few_repeats_lost": (

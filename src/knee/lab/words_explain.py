@@ -60,6 +60,13 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "按 roofline，批大小达到 {batch} 时计算耗时就已超过读取权重，但实测拐点在批大小 {found}："
         "两者之间的收益不是来自共享权重读取。",
     ),
+    "finding.roofline_anywhere": (
+        "By the roofline, arithmetic overtakes the read of the weights at batch {batch}; the knee "
+        "can be at any of batch "
+        "{found}: these repeats cannot tell whether the two agree.",
+        "按 roofline，批大小达到 {batch} 时计算耗时超过读取权重；实测拐点可能在批大小 {found} 中的任何一处："
+        "凭这些重复无法判断两者是否一致。",
+    ),
     "finding.roofline_alone": (
         "By the roofline, arithmetic overtakes the read of the weights at batch {batch}.",
         "按 roofline，批大小达到 {batch} 时计算耗时超过读取权重。",

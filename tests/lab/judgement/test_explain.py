@@ -289,7 +289,8 @@ def test_a_sweep_is_explained_the_most_important_first() -> None:
         "tokens: both read the weights once.",
         "From batch 8 to 16 a decode step went from 5.30 to 8.10 ms (+53 %; the roofline expects +45 %) for 2 times "
         "the tokens: by the roofline memory bounds the first and arithmetic the second.",
-        "By the roofline, arithmetic overtakes the read of the weights only at batch 11.0; the knee was found at batch 8, "
+        "By the roofline, arithmetic overtakes the read of the weights only at batch 11.0; the knee "
+        "was found at batch 8, "
         "and nothing larger was measured: a larger batch may still gain.",
         "A decode step of dynamic (8 / 10 ms) takes 5.30 ms; its floor, the read of weights and KV cache, is 3.00 ms: "
         "on the device it reaches 58 % of what the memory allows.",

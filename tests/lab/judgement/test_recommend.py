@@ -65,6 +65,13 @@ def test_where_no_request_keeps_the_limits_the_answer_is_that_one_cannot_tell():
     chat = answers(metrics)["chat"]
     assert (chat.verdict, chat.cell, chat.commands) == ("cannot_tell", None, {})
     assert "the lowest mean latency was that of continuous (4)" in chat.sentence
+    assert "--arrival poisson:0.5" in chat.sentence  # 8 requests in 8 s are 1/s
+
+
+def test_where_requests_come_by_a_clock_it_is_the_rate_that_is_to_blame():
+    arrivals = {"arrival": "poisson:5", "times": [0.1 * n for n in range(8)]}
+    _, metrics = judged([(ONE, steady(9.0)), (FOUR, steady(8.0))], workload=arrivals)
+    assert "a lower rate of arrival" in answers(metrics)["chat"].sentence
 
 
 def test_two_repeats_tell_nothing_apart():
@@ -110,7 +117,8 @@ def test_every_sentence_is_there_in_chinese():
 def test_a_tie_is_said_in_chinese_from_end_to_end():
     _, metrics = judged([(EIGHT, steady(0.1, 0.02)), (FOUR, steady(0.1, -0.02)), (ONE, steady(0.3))])
     said = translated("zh", answers(metrics)["offline"].sentence)
-    assert said.startswith("continuous (4)，是若干无法区分的设置中最简单的一个（其余为：continuous (8)）：")
+    assert said.startswith("continuous (4)，是与最佳设置无法区分")
+    assert "（并列：continuous (8)）：" in said
     assert "simplest" not in said
 
 

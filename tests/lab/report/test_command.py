@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from knee.cli.report import command
-from knee.errors import RecordError
+from knee.errors import RecordError, UserError
 from knee.lab.report import to_html
 from tests.lab import samples as plain
 from tests.lab.report import samples
@@ -80,8 +80,20 @@ def test_the_log_goes_to_stdout_or_to_a_file(runs: Path, tmp_path: Path) -> None
     assert target.read_text() == printed
 
 
+def test_a_report_can_be_written_elsewhere(runs: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert call("latest", "--output", page, "--out", runs).stdout.strip() == str(page)
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_a_log_of_no_folder_is_refused_and_overwrites_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no folder"):
+        call("--log", tmp_path / "typo", "--output", tmp_path / "log.md")
+    assert not (tmp_path / "log.md").exists()
+
+
 def test_exactly_one_of_run_and_log(runs: Path) -> None:
-    for arguments in ([], ["latest", "--log", runs], ["latest", "--output", runs / "x", "--out", runs]):
+    for arguments in ([], ["latest", "--log", runs]):
         result = call_for_error(*arguments)
         assert result.stdout == ""
         assert [line for line in result.stderr.splitlines() if line.startswith("Error:")] != []

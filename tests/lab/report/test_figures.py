@@ -137,9 +137,13 @@ def test_the_roofs_are_drawn_and_their_crossing_named_inside_or_outside() -> Non
 
 
 def test_without_a_kv_cache_there_is_no_context_to_draw() -> None:
-    _, requests, steps = samples.judged(sizes=(1, 4), requests=12)
-    assert step_context.draw(requests, steps, say) is not None
-    assert step_context.draw(requests, [step.model_copy(update={"kv_tokens": 0}) for step in steps], say) is None
+    made, requests, steps = samples.judged(sizes=(1, 4), requests=12)
+    assert isinstance(made.metrics, SweepMetrics)
+    picture = step_context.draw(made.metrics, requests, steps, say)
+    assert picture is not None
+    assert any("at least" in key.words for key in picture.keys)  # the roofline
+    uncached = [step.model_copy(update={"kv_tokens": 0}) for step in steps]
+    assert step_context.draw(made.metrics, requests, uncached, say) is None
 
 
 def test_the_parts_of_a_bar_make_the_whole() -> None:

@@ -322,7 +322,8 @@ def cold(given: Evidence) -> Warning_ | None:
 def _first_steps(steps: Sequence[StepRow]) -> float | None:
     decodes = [step for step in steps if not step.prefill_tokens and step.decode_rows]
     same = [step.ms for step in decodes if step.decode_rows == decodes[0].decode_rows]
-    return median(same[:3]) / median(same[3:]) if len(same) >= 9 else None
+    usual = median(same[3:]) if len(same) >= 9 else 0.0
+    return median(same[:3]) / usual if usual else None
 
 
 QUESTIONS: tuple[Question, ...] = (

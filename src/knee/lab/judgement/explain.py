@@ -381,7 +381,12 @@ def _about_the_knee(
     ran = {cell.cell: round(_rows_that_ran(cell)) for cell in cells}
     at_knee = [ran[number] for number in (knee.cell, *knee.tied) if number in ran]
     kind = _meeting(at_knee or knee.found_batches, max(ran.values()), crossing)
+    if max(knee.found_batches) >= _ANYWHERE * min(knee.found_batches):
+        kind = "anywhere"
     return [text("en", f"finding.roofline_{kind}", batch=batch, found=found)]
+
+
+_ANYWHERE = 4  # times the smallest batch that ties for the knee: such a knee meets any roof
 
 
 def _rows_that_ran(cell: SweepCell) -> float:

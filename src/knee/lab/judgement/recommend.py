@@ -26,7 +26,7 @@ from knee.lab.sweep_records import Against, Interval, Recommendation, Recommenda
 Scenario = Literal["chat", "api", "offline", "slo"]
 
 CHAT_TTFT, CHAT_TPOT, API_E2EL = 3.0, 2.0, 4.0  # times what one request alone takes
-_CLOSE = 0.05  # a simpler setting is named only if its median is as near to the best
+_CLOSE = 0.10  # a simpler setting is named only if its median is as near to the best
 _PREFERRED = ("continuous", "dynamic", "static", "single")
 _SHOWN = ("output_throughput", "e2el_ms", "ttft_ms")
 
@@ -111,14 +111,14 @@ class _Case:
             return self._none(scenario, "goodput", None, None, text("en", "answer.no_solo"))
         slo = Slo(limits)
         if not any(within(one.rows.all_requests, slo) for one in self.candidates):
-            return self._none(scenario, "goodput", limits, how, text("en", "answer.none_within", best=self._nearest()))
+            return self._none(scenario, "goodput", limits, how, self._none_within())
         rounds = {one.cell.cell: _goodput(one, slo, half=0.5) for one in self.candidates}
         choice = self._choose(rounds)
         if choice is None:
             return self._none(scenario, "goodput", limits, how, self._too_few())
         plain = list(_goodput(choice.chosen, slo, half=0.0).values())
         if not median(plain):
-            return self._none(scenario, "goodput", limits, how, text("en", "answer.none_within", best=self._nearest()))
+            return self._none(scenario, "goodput", limits, how, self._none_within())
         share = within(choice.chosen.rows.all_requests, slo)
         return self._found(scenario, "goodput", limits, how, choice, _interval(plain, self.record.workload.seed), share)
 
@@ -236,6 +236,12 @@ class _Case:
     def _too_few(self) -> str:
         repeats = max(len(one.cell.repeats) for one in self.candidates)
         return text("en", "answer.too_few", repeats=repeats, enough=LEAST_PAIRS)
+
+    def _none_within(self) -> str:
+        if not self.record.workload.arrival.startswith("burst"):
+            return text("en", "answer.none_within", best=self._nearest())
+        most = max(one.cell.request_throughput for one in self.candidates)
+        return text("en", "answer.none_within_burst", best=self._nearest(), rate=f"{most / 2:.2g}")
 
     def _nearest(self) -> str:
         return min(self.candidates, key=lambda one: one.cell.e2el_ms.mean or float("inf")).cell.label
