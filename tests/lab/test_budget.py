@@ -122,7 +122,9 @@ def test_a_plan_fits_keeps_the_order_and_says_what_is_missing(seconds: float, re
 
 
 def test_a_time_that_not_even_two_cells_fit_into_is_refused_with_what_they_need():
-    with pytest.raises(UserError, match=r"a budget of 5 s is too short: even 2 of the 16 cells with 5 repeats take about \d+ s"):
+    with pytest.raises(
+        UserError, match=r"a budget of 5 s is too short: even 2 of the 16 cells with 5 repeats take about \d+ s"
+    ):
         plan_within(spec(), 5.0, PACE)
     with pytest.raises(UserError, match="1 cells with 5 repeats"):
         plan_within(spec(CELLS[:1]), 5.0, PACE)
