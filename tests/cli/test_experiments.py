@@ -275,7 +275,7 @@ def test_tokens_that_differ_are_an_error_after_the_record_is_kept(
         ("sweep", ["--arrival", "{short}", "--prompt", "a"], "a trace has its own prompts"),
         ("sweep", ["--arrival", "{short}", "--requests", "4"], "has 3 requests and 4 are asked for"),
         ("sweep", ["--budget", "soon"], "like 90s"),
-        ("sweep", ["--budget", "3s"], "too short: 2 cells with 1 repeats"),
+        ("sweep", ["--budget", "3s"], "too short: even 2 of the"),
         ("sweep", ["--resume", "latest"], "no runs in"),
         ("sweep", ["--max-batched-tokens", "2"], "token budget"),
         ("sweep", ["--max-new-tokens", "480"], "context"),
