@@ -32,8 +32,8 @@ from typing import Any, cast
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from safetensors.numpy import save_file
 
+from benchmarks.random_models import DISTILGPT2, write_random
 from knee.devices import choose_device
 from knee.devices.cpu.dtypes import Dtype
 from knee.engine.policies import make_policy
@@ -42,41 +42,15 @@ from knee.lab.environment import read_hardware, read_software
 from knee.lab.speed import Floor, Rate, Speed, measure_speed
 from knee.llm import LLM
 from knee.machine import default_threads
-from knee.models import build_program
 from knee.program import StepShape, Widths
 
 TEXT = Path(__file__).parent / "text.txt"
 DECODE_PROMPT = 16
 PREFILL_PROMPT = 512
 RANDOM = "distilgpt2 (random)"
-DISTILGPT2: dict[str, Any] = {
-    "architectures": ["GPT2LMHeadModel"],
-    "model_type": "gpt2",
-    "n_layer": 6,
-    "n_head": 12,
-    "n_embd": 768,
-    "vocab_size": 50257,
-    "n_positions": 1024,
-}
 
 
 # --- models ------------------------------------------------------------------------------------------------------
-
-
-def write_random(config: dict[str, Any], folder: Path) -> None:
-    """A model folder without a tokenizer; weights as GPT-2 starts out with: small, and one where a norm multiplies."""
-    rng = np.random.default_rng(0)
-    tensors = {}
-    for spec in build_program(config).weights.values():
-        outputs = 3 * spec.shape[0] if spec.part else spec.shape[0]
-        shape = (outputs, *spec.shape[1:])
-        if ".ln_" in f".{spec.source}" and spec.source.endswith("weight"):
-            tensors[spec.source] = np.ones(shape, np.float32)
-        else:
-            values = rng.standard_normal(shape[::-1] if spec.transposed else shape, np.float32)
-            tensors[spec.source] = values * np.float32(0.02)
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file(tensors, folder / "model.safetensors")
 
 
 @dataclass(frozen=True)

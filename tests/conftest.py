@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 from hypothesis import settings
 
+from knee.devices.cuda.device import has_gpu
 from knee.errors import DownloadError
 
 # A machine that is busy with other things is no reason to fail.
 settings.register_profile("knee", deadline=None)
 settings.load_profile("knee")
+
+# Where there is no GPU, Triton's interpreter runs the kernels; triton looks when it is imported, by whomever.
+if not has_gpu():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 MUST_RUN = "KNEE_TESTS_MUST_RUN"  # set by `make test`: there no test may be skipped silently
 
@@ -25,9 +31,15 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         check_oracle()
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Where there is no GPU, what needs one is skipped, always: no installation could change that."""
+    if item.get_closest_marker("gpu") and not has_gpu():
+        pytest.skip("needs an NVIDIA GPU")
+
+
 def check_oracle() -> None:
-    """Ends the session where the tests that need torch and transformers would be skipped."""
-    for name in ("torch", "transformers"):
+    """Ends the session where the tests that need torch, transformers or Triton would be skipped."""
+    for name in ("torch", "transformers", *(["triton"] if sys.platform == "linux" else [])):
         try:
             importlib.import_module(name)
         except Exception as error:

@@ -16,6 +16,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "knee"
 SLOW = {
     "numpy",
     "torch",
+    "triton",
     "transformers",
     "tokenizers",
     "rich",
@@ -47,8 +48,9 @@ def test_a_trial_s_process_loads_nothing_that_only_judges_or_shows() -> None:
     assert not [name for name in loaded if name.startswith(("knee.lab.judgement", "knee.lab.report", "knee.cli"))]
 
 
-def test_no_dependency_needs_torch() -> None:
-    check = "import knee.cli.main, knee.llm, knee.lab.sweep, knee.lab.report, sys; sys.exit('torch' in sys.modules)"
+def test_no_dependency_needs_torch_and_no_device_loads_it_before_it_is_made() -> None:
+    modules = "knee.cli.main, knee.llm, knee.devices, knee.devices.cuda.batch, knee.lab.sweep, knee.lab.report"
+    check = f"import {modules}, sys; sys.exit(bool({{'torch', 'triton'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 

@@ -49,7 +49,12 @@ class LLM:
 
     @classmethod
     def load(
-        cls, model: str = DEFAULT_MODEL, device: str = "auto", dtype: str = "auto", threads: int | None = None
+        cls,
+        model: str = DEFAULT_MODEL,
+        device: str = "auto",
+        dtype: str = "auto",
+        threads: int | None = None,
+        batch_invariant: bool = True,
     ) -> LLM:
         """Open, check and load a model.
 
@@ -57,12 +62,16 @@ class LLM:
         Raises `ModelLoadError`, `OutOfMemory`, `NumericsError` or `DownloadError`.
         """
         chosen = choose_device(device, dtype, threads)
+        if not (batch_invariant or chosen.can_vary):
+            raise UserError(f"device {chosen.name} is always batch-invariant: leave --batch-invariant out")
         started = time.perf_counter()
         checkpoint = open_checkpoint(model)
         program = build_program(checkpoint.config)
         weights = find_weights(program, checkpoint)
-        check_memory(chosen.plan(program, weights, dtype))
+        check_memory(chosen.plan(program, weights, dtype), chosen.free_memory())
         loaded = chosen(program, weights, dtype, threads)
+        if not batch_invariant:
+            loaded.batch_invariant = False
         model_done = time.perf_counter()
         tokenizer = load_tokenizer(checkpoint)
         tokenizer_done = time.perf_counter()
@@ -83,13 +92,16 @@ class LLM:
         *,
         longest: int | None = None,
         kv_cache: bool = True,
-        block_size: int = DEFAULT_BLOCK_SIZE,
+        block_size: int | None = None,
         num_blocks: int | None = None,
+        overlap: bool | None = None,
     ) -> Engine:
         """An engine on this model, with a KV pool of its own (an earlier engine's pool is gone).
 
         `longest` is the most tokens (prompt and output) of any request to come, by default the model's context; the
-        pool is made so that `policy.max_batch_size` such requests fit, unless `num_blocks` says otherwise.
+        pool is made so that `policy.max_batch_size` such requests fit, unless `num_blocks` says otherwise. In a
+        device's own memory it takes what is left, if that is less and one such request fits. `block_size` None is
+        what suits the device, `overlap` None: where the device can.
         """
         return Engine(
             self.device,
@@ -97,22 +109,37 @@ class LLM:
             self._pool(policy, longest, block_size, num_blocks) if kv_cache else KVManager.off(),
             self.tokenizer,
             self.checkpoint.eos_token_ids,
+            overlap=overlap is not False,
         )
 
-    def _pool(self, policy: Policy, longest: int | None, block_size: int, num_blocks: int | None) -> KVManager:
+    def _pool(self, policy: Policy, longest: int | None, block_size: int | None, num_blocks: int | None) -> KVManager:
+        if block_size is None:
+            block_size = self.device.block_size_default
         if block_size < 1:
             raise UserError(f"the KV block size is {block_size}: it must be at least 1")
-        if num_blocks is None:
-            tokens = min(longest or self.program.positions, self.program.positions)
-            num_blocks = policy.max_batch_size * -(-tokens // block_size)
-        needed = num_blocks * block_size * self.device.kv_bytes_per_token
-        if needed > (there := available_memory()):
+        tokens = min(longest or self.program.positions, self.program.positions)
+        one = -(-tokens // block_size)
+        wanted = policy.max_batch_size * one if num_blocks is None else num_blocks
+        block_bytes = block_size * self.device.kv_bytes_per_token
+        there, on_device = self._memory_for_pool(block_size)
+        fitting = there // block_bytes
+        if on_device and num_blocks is None and one <= fitting < wanted:
+            wanted = fitting
+        if wanted > fitting:
             raise OutOfMemory(
-                f"a KV pool of {num_blocks} blocks x {block_size} tokens needs {needed / 2**30:.2f} GiB and "
-                f"{there / 2**30:.2f} GiB are free: use a smaller batch size, shorter requests or fewer blocks"
+                f"a KV pool of {wanted} blocks x {block_size} tokens needs {wanted * block_bytes / 2**30:.2f} GiB and "
+                f"{there / 2**30:.2f} GiB{' of the device' if on_device else ''} are free: use a smaller batch size, "
+                "shorter requests or fewer blocks"
             )
-        self.device.allocate_kv(num_blocks, block_size)
-        return KVManager(num_blocks, block_size)
+        self.device.allocate_kv(wanted, block_size)
+        return KVManager(wanted, block_size)
+
+    def _memory_for_pool(self, block_size: int) -> tuple[int, bool]:
+        """Bytes that the KV pool may take, and whether they are in the device's own memory."""
+        if type(self.device).free_memory() is None:
+            return available_memory(), False
+        self.device.allocate_kv(0, block_size)  # an earlier pool makes room first: it may have taken all there was
+        return type(self.device).free_memory() or 0, True
 
     def generate(
         self,
@@ -127,7 +154,8 @@ class LLM:
         ids = [self.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
         longest = max((len(prompt) for prompt in ids), default=0) + params.max_new_tokens
         size = 1 if policy == "single" else max_batch_size
-        engine = self.engine(make_policy(policy, max_batch_size=size), longest=longest, kv_cache=kv_cache)
+        budget = max(size, self.device.token_budget_default)
+        engine = self.engine(make_policy(policy, size, None, budget), longest=longest, kv_cache=kv_cache)
         requests = [engine.submit(prompt, params) for prompt in ids]
         for _ in engine.run():
             pass

@@ -14,6 +14,7 @@ from knee.cli import baseline, compare, main
 from knee.errors import RecordError, UserError
 from knee.lab.records import Record, Warning_
 from knee.lab.runs import RunFolder
+from knee.lab.sweep_records import GpuUse, SweepMetrics
 from tests.lab.samples import BASELINE, KVCACHE, METRICS, record, run_spec
 from tests.lab.test_compare import SIZES, cell, five_of_each, noisy, sweep
 
@@ -45,6 +46,24 @@ def test_a_small_table_has_every_metric_with_its_change_and_verdict(tmp_path: Pa
     assert re.search(r"dynamic \(1 / 10 ms\)\n +tokens/s +\d+\.\d +\d+\.\d +\+5\d % \[\+\d+, \+\d+\] +better", page)
     assert re.search(r"latency ms .* cannot tell", page)
     assert page.rstrip().endswith("B against A: 2 better, 0 worse, 2 cannot be told apart.")
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_the_same_work_on_a_processor_and_on_a_gpu(tmp_path: Path, lang: str) -> None:
+    use = GpuUse(seconds=2.0, utilization=0.5, energy_j=500.0, joules_per_token=1.5, missing=["GPU clock: unknown"])
+    draw, faster = noisy(1), noisy(2, factors={"output_throughput": 20.0})
+    on_cpu, on_gpu = (sweep([cell(size, 5, one, ["output_throughput"]) for size in (1, 4)]) for one in (draw, faster))
+    assert isinstance(on_gpu.metrics, SweepMetrics)
+    cells = [one.model_copy(update={"gpu": use}) for one in on_gpu.metrics.cells]
+    model = on_gpu.model.model_copy(update={"device": "cuda", "dtype": "bfloat16"})
+    on_gpu = on_gpu.model_copy(
+        update={"model": model, "metrics": on_gpu.metrics.model_copy(update={"cells": cells}), "notes": use.missing}
+    )
+    page = two(tmp_path, on_cpu, on_gpu, "--lang", lang).stdout
+    assert re.search(r"model\.device +cpu +cuda", page)
+    assert re.search(r"model\.dtype +float32 +bfloat16", page)
+    found = json.loads(two(tmp_path, on_cpu, on_gpu, "--json").stdout)
+    assert {"key": "model.device", "a": "cpu", "b": "cuda"} in found["differences"]
 
 
 def test_many_cells_without_a_difference_are_counted_and_not_shown(tmp_path: Path) -> None:

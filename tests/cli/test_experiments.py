@@ -60,6 +60,8 @@ def test_json_is_the_record_that_is_kept(kind: str, model: Path, tmp_path: Path)
     assert (found["kind"], found["name"], found["status"]) == (kind, kind, "done")
     assert found["model"]["device"] == "reference"
     assert found["options"]["max_new_tokens"] == 4
+    assert found["options"]["block_size"] == 16
+    assert found["options"].get("max_batched_tokens") == (512 if kind == "sweep" else None)
     assert kept.requests
     assert kept.steps
     assert (kept.path / "record.md").exists()

@@ -160,3 +160,9 @@ generate.command(arguments)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "imported []" in done.stderr
+
+
+def test_overlap_is_refused_where_the_device_cannot(model: Path) -> None:
+    with pytest.raises(UserError, match="leave --overlap out"):
+        call(model, "Hello", "--overlap", "on")
+    assert call(model, "Hello", "--max-new-tokens", "2", "--overlap", "off").exit_code == 0

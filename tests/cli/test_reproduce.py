@@ -37,7 +37,7 @@ def undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
         return found
 
     monkeypatch.setattr(FreshProcess, "__call__", run_here)
-    monkeypatch.setattr(lab, "roofs", lambda _dtype, _threads: lab.no_roofs)
+    monkeypatch.setattr(lab, "roofs", lambda *_: lab.no_roofs)
 
 
 def call(command: click.Command, *arguments: object, catch: bool = False) -> Result:

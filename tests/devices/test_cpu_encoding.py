@@ -183,6 +183,13 @@ def test_what_the_device_says_of_itself() -> None:
 # --- instruction sets, and a missing extension -------------------------------------------------------------------
 
 
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "auto" is the cpu device on any machine."""
+    monkeypatch.setattr(knee.devices, "has_gpu", lambda: False)
+
+
+@pytest.mark.usefixtures("no_gpu")
 def test_an_instruction_set_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     program, values = model_weights("llama")
     monkeypatch.setenv("KNEE_ISA", "portable")
@@ -198,6 +205,7 @@ def test_a_cpu_without_any_of_the_instruction_sets_is_told(monkeypatch: pytest.M
         choose_device("cpu")
 
 
+@pytest.mark.usefixtures("no_gpu")
 def test_without_the_extension_the_user_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(knee.devices.cpu, "_native")
     monkeypatch.setitem(sys.modules, "knee.devices.cpu._native", None)
@@ -207,6 +215,7 @@ def test_without_the_extension_the_user_is_told_how_to_get_it(monkeypatch: pytes
     assert choose_device("reference") is ReferenceDevice
 
 
+@pytest.mark.usefixtures("no_gpu")
 def test_the_best_device_there_is_comes_first() -> None:
     assert choose_device("auto", "int4") is CpuDevice
 

@@ -43,8 +43,8 @@ def norm(out: str, x: str, weight: str = "row") -> Norm:
     return Norm("rms", out, x, weight, 1e-5)
 
 
-def fused(*ops: Op) -> list[FusedOp]:
-    return list(fuse(program(*ops)))
+def fused(*ops: Op, epilogues: bool = False) -> list[FusedOp]:
+    return list(fuse(program(*ops), epilogues=epilogues))
 
 
 # --- the models --------------------------------------------------------------------------------------------------
@@ -55,13 +55,24 @@ def kind(op: FusedOp) -> str:
     if not isinstance(op, FusedLinear):
         return type(op).__name__
     before = "" if op.prologue is None else f"{type(op.prologue).__name__}>"
-    return before + "+".join(part.out for part in op.parts)
+    behind = "" if op.epilogue is None else f">{type(op.epilogue).__name__}"
+    return before + "+".join(part.out for part in op.parts) + behind
 
 
 LLAMA_LAYER = ["Norm>q+k+v", "WriteKV", "Attention", "x", "Norm>gate+up", "Gate>x"]
 QWEN3_LAYER = ["Norm>q+k+v", "Norm", "Norm", "WriteKV", "Attention", "x", "Norm>gate+up", "Gate>x"]
 GPT2_LAYER = ["Norm>q+k+v", "WriteKV", "Attention", "x", "Norm>inner", "x"]
 LAYERS = {"llama": LLAMA_LAYER, "qwen2": LLAMA_LAYER, "qwen3": QWEN3_LAYER, "gpt2": GPT2_LAYER}
+
+LLAMA_EPILOGUES = ["Norm>q+k+v>WriteKV", "Attention", "x", "Norm>gate+up>Gate", "x"]
+QWEN3_EPILOGUES = ["Norm>q+k+v", "Norm", "Norm", "WriteKV", "Attention", "x", "Norm>gate+up>Gate", "x"]
+GPT2_EPILOGUES = ["Norm>q+k+v>WriteKV", "Attention", "x", "Norm>inner", "x"]
+WITH_EPILOGUES = {
+    "llama": LLAMA_EPILOGUES,
+    "qwen2": LLAMA_EPILOGUES,
+    "qwen3": QWEN3_EPILOGUES,
+    "gpt2": GPT2_EPILOGUES,
+}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -72,9 +83,17 @@ def test_a_layer_of_each_model_becomes_few_operations(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_flattened_again_the_models_are_what_they_were(name: str) -> None:
+def test_with_epilogues_a_layer_becomes_fewer_still(name: str) -> None:
     model = build_program(CONFIGS[name])
-    assert flatten(fuse(model)) == model.ops
+    expected = ["Embed", *WITH_EPILOGUES[name.split("-")[0]] * model.layers, "SelectOutputs", "Norm>logits"]
+    assert [kind(op) for op in fuse(model, epilogues=True)] == expected
+
+
+@pytest.mark.parametrize("epilogues", [False, True])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_flattened_again_the_models_are_what_they_were(name: str, epilogues: bool) -> None:
+    model = build_program(CONFIGS[name])
+    assert flatten(fuse(model, epilogues=epilogues)) == model.ops
 
 
 def test_weights_of_another_kind_stay_apart() -> None:
@@ -141,6 +160,103 @@ def test_a_buffer_is_beside_the_same_ones_throughout() -> None:
     ]
 
 
+# --- epilogues ---------------------------------------------------------------------------------------------------
+
+PAIR = (Linear("p", "x", "a"), Linear("q", "x", "b"))
+TRIPLE = (*PAIR, Linear("r", "x", "c"))
+PAIR_GATE, TRIPLE_WRITE = Gate("y", "p", "q", "silu"), WriteKV(0, "p", "q", "r", ROPE)
+LATER = norm("z", "y")
+
+
+@pytest.mark.parametrize("following", [PAIR_GATE, Gate("p", "p", "q", "silu"), Gate("q", "p", "q", "relu")])
+def test_a_gate_of_just_the_layers_before_it_is_their_epilogue(following: Gate) -> None:
+    read = norm("y", following.out)
+    assert fused(*PAIR, following, read, epilogues=True) == [FusedLinear(PAIR, epilogue=following), read]
+    assert FusedLinear(PAIR, epilogue=following).writes == (following.out,)
+    assert fused(*PAIR, following, read) == [FusedLinear(PAIR), following, read]
+
+
+@pytest.mark.parametrize("rope", [None, ROPE])
+def test_a_write_of_just_the_layers_before_it_is_their_epilogue(rope: Rope | None) -> None:
+    write = WriteKV(0, "p", "q", "r", rope)
+    attention = Attention(0, "y", "p", "q", "r", 1.0)  # finds keys and values in the cache
+    assert fused(*TRIPLE, write, attention, epilogues=True) == [FusedLinear(TRIPLE, epilogue=write), attention]
+    assert FusedLinear(TRIPLE, epilogue=write).writes == ("p",)
+
+
+@pytest.mark.parametrize(
+    ("layers", "following"),
+    [
+        pytest.param(PAIR, Gate("y", "q", "p", "silu"), id="in another order"),
+        pytest.param(PAIR, Gate("y", "p", "p", "silu"), id="one of them twice"),
+        pytest.param(PAIR, Gate("y", "p", "z", "silu"), id="of something else, too"),
+        pytest.param(TRIPLE, PAIR_GATE, id="of some of them only"),
+        pytest.param(TRIPLE, WriteKV(0, "q", "p", "r", ROPE), id="a write in another order"),
+        pytest.param(PAIR, WriteKV(0, "p", "q", "z", ROPE), id="a write of something else, too"),
+        pytest.param(PAIR, norm("y", "p"), id="a norm"),
+    ],
+)
+def test_what_does_not_work_on_just_their_results_is_no_epilogue(layers: tuple[Linear, ...], following: Op) -> None:
+    assert fused(*layers, following, LATER, epilogues=True)[:2] == [FusedLinear(layers), following]
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        pytest.param([norm("z", "p")], id="the first one"),
+        pytest.param([norm("z", "q")], id="the second one"),
+        pytest.param([norm("z", "y"), Linear("z", "y", "c", residual="q")], id="as a residual, later"),
+        pytest.param([Gate("z", "z", "p", "silu")], id="by another gate"),
+    ],
+)
+def test_layers_whose_results_are_read_again_have_no_gate_as_epilogue(rest: list[Op]) -> None:
+    assert fused(*PAIR, PAIR_GATE, *rest, epilogues=True)[:2] == [FusedLinear(PAIR), PAIR_GATE]
+
+
+@pytest.mark.parametrize("read", ["q", "r"])
+def test_keys_and_values_that_others_than_attention_read_are_stored(read: str) -> None:
+    write = WriteKV(0, "p", "q", "r", ROPE)
+    for later in (norm("z", read), Linear("z", "y", "d", residual=read), Attention(0, "z", read, "y", "y", 1.0)):
+        assert fused(*TRIPLE, write, later, epilogues=True)[:2] == [FusedLinear(TRIPLE), write]
+
+
+def test_results_that_are_written_anew_before_they_are_read_do_not_count() -> None:
+    rest = [SelectOutputs("p", "y"), SelectOutputs("q", "y"), Gate("z", "p", "q", "silu")]
+    assert fused(*PAIR, PAIR_GATE, *rest, epilogues=True)[0] == FusedLinear(PAIR, epilogue=PAIR_GATE)
+
+
+def test_a_gate_in_the_place_of_what_is_read_again_is_an_epilogue() -> None:
+    inplace = Gate("p", "p", "q", "silu")
+    assert fused(*PAIR, inplace, norm("z", "p"), epilogues=True)[0] == FusedLinear(PAIR, epilogue=inplace)
+    assert fused(*PAIR, inplace, norm("z", "q"), epilogues=True)[:2] == [FusedLinear(PAIR), inplace]
+
+
+def test_only_what_comes_right_behind_is_an_epilogue() -> None:
+    between = norm("z", "y")
+    assert fused(*PAIR, between, PAIR_GATE, epilogues=True) == [FusedLinear(PAIR), between, PAIR_GATE]
+
+
+@pytest.mark.parametrize("more", [{"activation": "relu"}, {"residual": "z"}])
+def test_a_layer_that_finishes_by_itself_has_no_epilogue(more: dict[str, Any]) -> None:
+    layers = (Linear("p", "x", "a", **more), Linear("q", "x", "b"))
+    assert fused(*layers, PAIR_GATE, LATER, epilogues=True)[2] == PAIR_GATE
+
+
+def test_a_layer_has_a_prologue_and_an_epilogue() -> None:
+    before = norm("x", "d")
+    assert fused(before, *PAIR, PAIR_GATE, norm("d", "y"), epilogues=True)[0] == FusedLinear(PAIR, before, PAIR_GATE)
+
+
+@pytest.mark.parametrize("out", ["d", "x"])
+def test_an_epilogue_writes_nothing_that_the_layers_or_their_prologue_read(out: str) -> None:
+    """Some of the results are written while others are computed."""
+    before, gate = norm("x", "d"), Gate(out, "p", "q", "silu")
+    found = fused(before, *PAIR, gate, norm("z", out), epilogues=True)
+    assert found[:2] == (
+        [before, FusedLinear(PAIR, epilogue=gate)] if out == "d" else [FusedLinear(PAIR, before), gate]
+    )
+
+
 # --- prologues ---------------------------------------------------------------------------------------------------
 
 LINEAR = Linear("p", "n", "a")
@@ -188,34 +304,59 @@ def test_norms_of_heads_are_no_prologues() -> None:
 # --- any program -------------------------------------------------------------------------------------------------
 
 Values = dict[str, Any]
+FROM_CACHE = 1  # the layer of an attention that takes keys and values from the cache alone
 
 
 def run(ops: Sequence[FusedOp]) -> tuple[Any, list[Any]]:
     """What the program computes, as a formula; and what was written into the KV cache, in order.
 
     A fused layer computes its prologue for each part anew, after the parts before it have been written: the least
-    that one must expect of a device that works on parts of the output one after another.
+    that one must expect of a device that works on parts of the output one after another. One with an epilogue stores
+    what that writes and leaves nothing else that could be read.
     """
     values: Values = {name: name for name in "abcd"}
     cache: list[Any] = []
     for op in ops:
-        if isinstance(op, FusedLinear):
+        if isinstance(op, FusedLinear) and op.epilogue is not None:
+            with_epilogue(op, op.epilogue, values, cache)
+        elif isinstance(op, FusedLinear):
             for part in op.parts:
                 x = values[part.x] if op.prologue is None else apply(op.prologue, values, cache)
                 values[part.out] = multiply(part, x, values)
         elif isinstance(op, WriteKV):
-            if op.rope:
-                values |= {name: ("turn", values[name]) for name in (op.q, op.k)}
-            cache.append((values[op.k], values[op.v]))
+            turn_and_write(op, values, cache)
         else:
             values[op.out] = apply(op, values, cache)  # type: ignore[attr-defined]
     return values["logits"], cache
+
+
+def with_epilogue(op: FusedLinear, epilogue: Gate | WriteKV, values: Values, cache: list[Any]) -> None:
+    """Only what the epilogue writes is stored, some of it while the later parts are computed."""
+    made: Values = {}
+    for part in op.parts:
+        x = values[part.x] if op.prologue is None else apply(op.prologue, values, cache)
+        made[part.out] = multiply(part, x, values)
+        values |= dict.fromkeys(op.writes, "some of it is new")
+    values |= dict.fromkeys([part.out for part in op.parts], "not stored")
+    if isinstance(epilogue, WriteKV):
+        turn_and_write(epilogue, made, cache)
+        values[epilogue.q] = made[epilogue.q]
+    else:
+        values[epilogue.out] = apply(epilogue, made, cache)
+
+
+def turn_and_write(op: WriteKV, values: Values, cache: list[Any]) -> None:
+    if op.rope:
+        values |= {name: ("turn", values[name]) for name in (op.q, op.k)}
+    cache.append((values[op.k], values[op.v]))
 
 
 def apply(op: Op, values: Values, cache: list[Any]) -> Any:
     match op:
         case Linear():
             return multiply(op, values[op.x], values)
+        case Attention() if op.layer == FROM_CACHE:
+            return ("attention", values[op.q], tuple(cache))
         case Attention():
             return ("attention", *(values[name] for name in reads(op)), len(cache))
         case _:
@@ -226,7 +367,7 @@ def multiply(op: Linear, x: Any, values: Values) -> Any:
     return ("linear", op.weight, op.activation, x, op.residual and values[op.residual])
 
 
-def random_program(rng: Random) -> Program:
+def random_program(rng: Random, layer: int = 0) -> Program:
     """Up to 14 operations over four buffers, half of them linear layers; then all buffers are read, or only one."""
 
     def buffer() -> str:
@@ -235,7 +376,7 @@ def random_program(rng: Random) -> Program:
     makers: list[Callable[[], Op]] = [
         lambda: norm(buffer(), buffer(), rng.choice(["row", "row", "heads"])),
         lambda: Gate(buffer(), buffer(), buffer(), "silu"),
-        lambda: Attention(0, buffer(), buffer(), buffer(), buffer(), 1.0),
+        lambda: Attention(layer, buffer(), buffer(), buffer(), buffer(), 1.0),
         lambda: WriteKV(0, buffer(), buffer(), buffer(), rng.choice([None, ROPE])),
         lambda: SelectOutputs(buffer(), buffer()),
     ]
@@ -244,8 +385,21 @@ def random_program(rng: Random) -> Program:
         activation, residual = rng.choice([None, None, None, "relu"]), rng.choice([None, None, None, buffer()])
         return Linear(buffer(), buffer(), rng.choice("ab"), None, activation, residual)
 
-    ops = [multiplied() if rng.random() < 0.5 else rng.choice(makers)() for _ in range(rng.randint(3, 14))]
-    read_all = [Attention(0, "a", "a", "b", "c", 1.0), Gate("a", "a", "d", "silu")]
+    def side_by_side() -> list[Op]:
+        """What may have an epilogue, and often one that works on just that."""
+        names = rng.sample("abcd", rng.choice([2, 3]))
+        x = buffer()
+        layers: list[Op] = [Linear(name, x, rng.choice("ab")) for name in names]
+        behind = Gate(buffer(), *names, "silu") if len(names) == 2 else WriteKV(0, *names, rng.choice([None, ROPE]))
+        return [*layers, behind]
+
+    def some() -> list[Op]:
+        if layer == FROM_CACHE and rng.random() < 0.3:
+            return side_by_side()
+        return [multiplied() if rng.random() < 0.5 else rng.choice(makers)()]
+
+    ops = [op for _ in range(rng.randint(3, 14)) for op in some()]
+    read_all = [Attention(layer, "a", "a", "b", "c", 1.0), Gate("a", "a", "d", "silu")]
     return program(*ops, *rng.choice([[], read_all]), Linear("logits", buffer(), "w"))
 
 
@@ -257,6 +411,17 @@ def test_any_program_computes_what_it_did_before(seed: int) -> None:
         whole = random_program(rng)
         ops = fuse(whole)
         assert run(ops) == run(whole.ops) == run(flatten(ops)), whole.ops
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_program_computes_what_it_did_before_with_epilogues(seed: int) -> None:
+    rng, fused_ones = Random(seed), 0
+    for _ in range(1500):
+        whole = random_program(rng, FROM_CACHE)
+        ops = fuse(whole, epilogues=True)
+        assert run(ops) == run(whole.ops) == run(flatten(ops)), whole.ops
+        fused_ones += sum(isinstance(op, FusedLinear) and op.epilogue is not None for op in ops)
+    assert fused_ones > 100
 
 
 def test_the_program_s_other_operations_are_known() -> None:

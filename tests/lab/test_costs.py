@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from knee.devices.cuda import limits as gpu_limits
 from knee.devices.reference import ReferenceDevice
 from knee.lab import speed
 from knee.lab.costs import best_of, cost_model, device_widths, floor_of, measure_limits, roofline_batch, step_cost
@@ -167,3 +168,19 @@ def test_of_two_measurements_each_limit_is_the_better_one() -> None:
     assert best_of(before, after) == Limits(read_gb_s=40.0, gflop_s=200.0, dtype="int8", how="native avx2")
     other = after.model_copy(update={"how": "native avx2 · BLAS sgemv"})
     assert best_of(before, other).how == "native avx2 · BLAS sgemv"
+
+
+def test_the_roofs_of_the_cuda_device_are_the_gpu_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def product(dtype: str) -> gpu_limits.Speed:
+        asked.append(dtype)
+        return gpu_limits.Speed(790_000.0, 780_000.0, 9, "torch bfloat16 matmul")
+
+    monkeypatch.setattr(gpu_limits, "read_speed", lambda: gpu_limits.Speed(3000.0, 2900.0, 9, "torch amax"))
+    monkeypatch.setattr(gpu_limits, "copy_speed", lambda: gpu_limits.Speed(2950.0, 2900.0, 9, "torch copy"))
+    monkeypatch.setattr(gpu_limits, "product_speed", product)
+    monkeypatch.setattr(gpu_limits, "release", lambda: asked.append("release"))
+    found = measure_limits("int8", 2, "cuda")
+    assert found == Limits(read_gb_s=3000.0, gflop_s=790_000.0, dtype="int8", how="torch amax · torch bfloat16 matmul")
+    assert asked == ["int8", "release"]  # the memory belongs to the trials

@@ -8,9 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from knee.lab import doctor
+from knee.cli import doctor as command
+from knee.lab import doctor, gpu_speed
 from knee.lab.doctor import FINDING_CODES, State, bfloat16_note, diagnose, kernels_note, other_load
+from knee.lab.gpu_speed import GpuSpeed
 from knee.lab.messages import LANGUAGES, MESSAGES
+from knee.lab.records import Gpu
 from knee.lab.speed import Kernels, Rate, Speed
 from tests.lab.samples import record
 
@@ -132,3 +135,63 @@ def test_others_work_is_other_load_and_ours_is_not(
 def test_the_catalogue_has_no_advice_for_nothing() -> None:
     advised = {key.split(".")[1] for key in MESSAGES if key.startswith("doctor.") and key.endswith(".advice")}
     assert advised == set(FINDING_CODES)
+
+
+# --- the GPU -----------------------------------------------------------------------------------------------------
+
+GPU = GpuSpeed("NVIDIA H100", *[Rate(best=3000.0, median=2900.0, runs=9, how="a")] * 5)
+
+
+def examined(monkeypatch: pytest.MonkeyPatch, gpus: list[Gpu], why: str | None, measured: object) -> doctor.Report:
+    """A machine with these GPUs, of which `why` says that they cannot be measured."""
+
+    def measure() -> object:
+        if isinstance(measured, Exception):
+            raise measured
+        return measured
+
+    hardware = HARDWARE.model_copy(update={"gpus": gpus})
+    monkeypatch.setattr(doctor, "read_hardware", lambda: hardware)
+    monkeypatch.setattr(doctor, "measure_speed", lambda _threads: STEADY)
+    monkeypatch.setattr(gpu_speed.limits, "unavailable", lambda: why)
+    monkeypatch.setattr(gpu_speed, "_measured", measure)
+    return doctor.examine()
+
+
+def shown(report: doctor.Report, lang: doctor.Lang = "en") -> dict[str, str]:
+    return dict(command._rows(report, lang))
+
+
+def test_a_gpu_s_speeds_are_shown_beside_the_processor_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = examined(monkeypatch, HARDWARE.gpus, None, GPU)
+    for lang in LANGUAGES:
+        assert sum("3000.0" in row for row in shown(report, lang).values()) == 5
+    assert "GB/s" in shown(report)["GPU copy bandwidth (read + write)"]
+    document = json.loads(json.dumps(report.to_json("en"), allow_nan=False))
+    assert document["gpu"]["copy_gb_s"] == {"best": 3000.0, "median": 2900.0, "runs": 9, "how": "a"}
+    assert document["gpu_note"] == ""
+
+
+@pytest.mark.parametrize(
+    ("why", "error", "told"),
+    [
+        ("torch is not installed", None, "torch is not installed"),
+        (None, RuntimeError("CUDA error: out of memory\nand more"), "CUDA error: out of memory"),
+        (None, RuntimeError(), "RuntimeError"),
+    ],
+)
+def test_a_gpu_that_cannot_be_measured_is_told_of_and_nothing_fails(
+    monkeypatch: pytest.MonkeyPatch, why: str | None, error: Exception | None, told: str
+) -> None:
+    report = examined(monkeypatch, HARDWARE.gpus, why, error)
+    assert report.gpu is None
+    assert report.gpu_note == told
+    assert shown(report)["GPU speeds"] == f"not measured: {told}"
+    assert report.to_json("en")["gpu"] is None
+
+
+def test_without_a_gpu_torch_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_speed.limits, "_torch", lambda: pytest.fail("asked"))
+    report = examined(monkeypatch, [], None, RuntimeError("asked"))
+    assert (report.gpu, report.gpu_note) == (None, "")
+    assert not [name for name in shown(report) if name.startswith("GPU ")]

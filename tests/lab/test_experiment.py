@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from knee.lab.spec import RunSpec
 from knee.lab.sweep import run, settings_of
 from knee.lab.sweep_records import SweepMetrics
 from knee.lab.workload import Prompt, Workload
+from knee.llm import LLM
+from tests.engine.fake_async_device import FakeAsyncDevice
 from tests.lab.fake_llm import FakeTime, Undisturbed, make_llm
 from tests.lab.samples import SWEEP, record
 
@@ -84,6 +87,18 @@ def test_the_record_says_what_the_device_chose(tmp_path: Path) -> None:
     assert with_reason.notes == ["Weights in float32: rounded from the file's BF16."]
     assert (with_reason.model.dtype, with_reason.model.isa, with_reason.model.threads) == ("float32", "avx2", 3)
     assert draft("sweep", make_llm(), prompts, with_reason.batch_policy, True, Setting("sweep", tmp_path)).notes == []
+
+
+def test_a_run_that_waits_for_each_step_where_it_need_not_says_so(tmp_path: Path) -> None:
+    ahead, prompts = replace(make_llm(), device=FakeAsyncDevice()), Workload((Prompt((1, 2)),), 1, 3)
+
+    def notes(llm: LLM, overlap: str) -> list[str]:
+        setting = Setting("sweep", tmp_path, options={"overlap": overlap})
+        return draft("sweep", llm, prompts, record("sweep").batch_policy, True, setting).notes
+
+    assert notes(ahead, "on") == notes(make_llm(), "off") == []
+    [note] = notes(ahead, "off")
+    assert "waited for each step" in note
 
 
 def test_a_machine_that_slept_during_a_run_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,13 @@ def test_a_sweep_that_a_budget_cut_short_has_the_cells_and_the_repeats_that_it_h
     assert spec.cells == (CellSpec("dynamic", 1, 10.0), CellSpec("dynamic", 8, 0.0), CellSpec("continuous", 2))
     assert (spec.repeats, spec.token_budget, spec.kv_cache, spec.params.ignore_eos) == (4, 64, False, True)
     assert sweep_spec(made, WORK, repeats=2).repeats == 2
+    assert sweep_spec(made, WORK).job(0, 0).overlap
+
+
+def test_a_sweep_that_waited_for_each_step_does_so_again():
+    spec = sweep_spec(record("sweep", options={**OPTIONS, "overlap": "off"}), WORK)
+    assert not spec.overlap
+    assert not spec.job(0, 0).overlap
 
 
 def test_an_option_that_the_record_is_too_old_for_has_its_default():
@@ -100,7 +107,7 @@ def llm(monkeypatch: pytest.MonkeyPatch, time: FakeTime) -> LLM:
     """The model of every record here, on a machine that stands still."""
     made = make_llm(time.per_row)
     monkeypatch.setattr(ModelChoice, "load", lambda _choice: made)
-    monkeypatch.setattr(sweep, "roofs", lambda _dtype, _threads: sweep.no_roofs)
+    monkeypatch.setattr(sweep, "roofs", lambda *_: sweep.no_roofs)
     monkeypatch.setattr(sweep, "costs_of", lambda _llm: None)  # it has no weights
     return made
 

@@ -19,6 +19,7 @@ from knee.lab.arrivals import Arrival
 from knee.lab.rows import hash_tokens, request_rows, step_rows
 from knee.lab.trial import Trial, run_trial
 from knee.lab.workload import Prompt, Workload
+from tests.engine.fake_async_device import FakeAsyncDevice
 from tests.lab.fake_llm import FakeTime, make_llm
 
 GREEDY = SamplingParams(ignore_eos=True)
@@ -173,6 +174,30 @@ def test_in_a_closed_loop_an_answer_makes_the_next_request_due(policy, users, si
     for moment in due:
         assert sum(row.scheduled_at <= moment < row.finished_at for row in rows) <= users
     assert trial.client_delay == 0.0
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    policy=st.sampled_from(["single", "static", "dynamic", "continuous"]),
+    arrival=st.sampled_from(["burst", "rate:90", "poisson:40", "closed:1", "closed:4"]),
+    lengths=st.lists(st.integers(1, 5), min_size=1, max_size=14),
+)
+def test_steps_that_overlap_lose_nobody(policy, arrival, lengths):
+    time, device = FakeTime(), FakeAsyncDevice()
+    device.cost = time.per_row
+    engine = replace(make_llm(), device=device).engine(make_policy(policy, 1 if policy == "single" else 3), longest=64)
+    engine.clock = time.clock.now
+    asked = replace(ask(len(lengths), arrival, max(lengths)), new_tokens=tuple(lengths))
+    trial = run_trial(engine, asked, GREEDY, Trial(), time.sleep)
+    rows = request_rows(trial)
+    assert [row.output_tokens for row in rows] == lengths
+    assert all(row.scheduled_at <= row.sent_at <= row.prefill_start < row.first_token_at for row in rows)
+    users = asked.arrival.users
+    if users:
+        ends = sorted(row.finished_at for row in rows)
+        assert [row.scheduled_at for row in rows] == [0.0] * min(users, len(rows)) + ends[: max(0, len(rows) - users)]
+    assert not device.under_way
+    engine.kv.check_integrity([])
 
 
 def test_a_static_batch_starts_when_all_users_wait_for_it():

@@ -14,8 +14,10 @@ from knee.cli.options import (
     max_new_tokens_option,
     model_options,
     one_prompt_options,
+    overlap_option,
     run_options,
     sampling_options,
+    settle,
 )
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "ignore_eos", "max_new_tokens")
@@ -32,6 +34,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "see
 @model_options
 @kv_cache_option
 @block_size_option
+@overlap_option
 @run_options
 def command(**options: Any) -> None:
     """Measure one request: loading, prefill, decode loop."""
@@ -41,6 +44,7 @@ def command(**options: Any) -> None:
     from knee.lab.records import BatchPolicy
     from knee.lab.workload import PLACEHOLDER, Workload
 
+    settle(options)
     params = SamplingParams(**{name: options[name] for name in SAMPLING})
     spec = BaselineSpec(
         workload=Workload((PLACEHOLDER,), 1, params.max_new_tokens, seed=params.seed),
@@ -48,6 +52,7 @@ def command(**options: Any) -> None:
         warm_prefills=options["warm_prefills"],
         kv_cache=options["kv_cache"] == "on",
         block_size=options["block_size"],
+        overlap=options["overlap"] != "off",
     )
     source = one_source(options)
     llm = load(options)

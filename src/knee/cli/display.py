@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from knee.cli.terminal import console
-from knee.lab.markdown import in_turn
+from knee.lab.markdown import gpu_facts, in_turn
 from knee.lab.messages import Lang, text, translated
 from knee.lab.progress import Progress, Status, Tell, ignore
 from knee.lab.records import (
@@ -35,7 +35,7 @@ from knee.lab.records import (
     KvCacheMetrics,
     Record,
 )
-from knee.lab.sweep_records import SweepCell, SweepMetrics, Tradeoff
+from knee.lab.sweep_records import GpuUse, SweepCell, SweepMetrics, Tradeoff
 from knee.lab.visible import visible
 
 NOTHING = "—"
@@ -263,6 +263,8 @@ def _baseline(metrics: BaselineMetrics, say: Say, out: Console) -> None:
         shape=_shape(metrics.kv_cache_shape),
     )
     out.print(_indented(Text.assemble((speed, "bold"), f" · {more}")))
+    if seen := [f"{name} {value}" for name, value in gpu_facts(metrics.gpu, say) if value != NOTHING]:
+        out.print(_indented(wrapped(" · ".join(seen), out.width - _MARGIN)))
     output = ", ".join(map(str, metrics.token_ids)) if metrics.text is None else f"“{visible(metrics.text)}”"
     out.print(_indented(Text(output, style="italic")))
 
@@ -347,8 +349,9 @@ def _kvcache(metrics: KvCacheMetrics, say: Say, out: Console) -> None:
 
 
 def _sweep(metrics: SweepMetrics, say: Say, out: Console) -> None:
-    limited = any(cell.goodput is not None for cell in metrics.cells)
-    columns = (*_SWEEP, _Column("goodput", lambda cell: cell.goodput)) if limited else _SWEEP
+    goodput = any(cell.goodput is not None for cell in metrics.cells)
+    gpu = any(cell.gpu is not None for cell in metrics.cells)
+    columns = (*_SWEEP, *(_GPU if gpu else ()), *((_Column("goodput", lambda cell: cell.goodput),) if goodput else ()))
     _print_table(metrics.cells, columns, say, out, say("table.sweep_about"))
     if len(metrics.tradeoff) > 1:
         _print_table(metrics.tradeoff, _TRADEOFF, say, out, say("table.tradeoff_about"))
@@ -377,6 +380,10 @@ def _wait(of: SweepCell | Tradeoff) -> str:
     return NOTHING if of.max_wait_ms is None else f"{of.max_wait_ms:g}"
 
 
+def _gpu_percent(use: GpuUse | None) -> str:
+    return NOTHING if use is None or use.utilization is None else f"{use.utilization * 100:.0f}"
+
+
 _SETTING = (
     _Column("policy", lambda cell: cell.policy, left=True),
     _Column("batch", lambda cell: str(cell.max_batch_size)),
@@ -394,6 +401,10 @@ _SWEEP = (
     _Column("e2el", lambda cell: cell.e2el_ms.mean, "bold"),
     _Column("e2el_p95", lambda cell: cell.e2el_ms.p95, rank=2),
     _Column("slots", lambda cell: f"{cell.slot_utilization * 100:.0f}", rank=4),
+)
+_GPU = (
+    _Column("gpu", lambda cell: _gpu_percent(cell.gpu), rank=6),
+    _Column("joules", lambda cell: cell.gpu and cell.gpu.joules_per_token, rank=4),
 )
 _TRADEOFF = (
     *_SETTING,

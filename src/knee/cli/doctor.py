@@ -56,7 +56,23 @@ def _rows(report: Report, lang: Lang) -> Iterator[tuple[str, str]]:
     for key, rate in (("doctor.int8", speed.int8_gflop_s), ("doctor.int4", speed.int4_gflop_s)):
         if rate is not None:
             yield text(lang, key), _rate(rate, "GFLOP/s", lang)
+    yield from _gpu(report, lang)
     yield from _state(report, lang)
+
+
+def _gpu(report: Report, lang: Lang) -> Iterator[tuple[str, str]]:
+    """The speeds of a GPU that is there, or why there are none."""
+    from knee.lab.messages import text
+
+    if (gpu := report.gpu) is None:
+        if report.gpu_note:
+            yield text(lang, "doctor.gpu_speed"), text(lang, "doctor.gpu_not_measured", reason=report.gpu_note)
+        return
+    yield text(lang, "doctor.gpu_read"), _rate(gpu.read_gb_s, "GB/s", lang)
+    yield text(lang, "doctor.gpu_copy"), _rate(gpu.copy_gb_s, "GB/s", lang)
+    yield text(lang, "doctor.gpu_float32"), _rate(gpu.float32_gflop_s, "GFLOP/s", lang)
+    yield text(lang, "doctor.gpu_bfloat16"), _rate(gpu.bfloat16_gflop_s, "GFLOP/s", lang)
+    yield text(lang, "doctor.gpu_float16"), _rate(gpu.float16_gflop_s, "GFLOP/s", lang)
 
 
 def _state(report: Report, lang: Lang) -> Iterator[tuple[str, str]]:

@@ -43,7 +43,8 @@ def encode_one(llm: LLM, source: Source) -> tuple[Prompt, float | None]:
 
 def load(options: Options) -> LLM:
     """The model that the options name."""
-    return LLM.load(options["model"], options["device"], options["dtype"], options["threads"])
+    invariant = options["batch_invariant"] != "off"
+    return LLM.load(options["model"], options["device"], options["dtype"], options["threads"], invariant)
 
 
 def run_experiment(

@@ -12,8 +12,10 @@ from knee.cli.options import (
     kv_cache_option,
     max_new_tokens_option,
     model_options,
+    overlap_option,
     prompt_ids_option,
     sampling_options,
+    settle,
 )
 from knee.cli.terminal import json_option, lang_option, print_json, tell
 from knee.errors import UserError
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 @model_options
 @kv_cache_option
 @block_size_option
+@overlap_option
 @json_option
 @lang_option
 def command(
@@ -50,8 +53,10 @@ def command(
     device: str,
     dtype: str,
     threads: int | None,
+    batch_invariant: str | None,
     kv_cache: str,
-    block_size: int,
+    block_size: int | None,
+    overlap: str | None,
     as_json: bool,
     lang: Lang,
     **sampling: Any,
@@ -63,11 +68,17 @@ def command(
 
     params = SamplingParams(**sampling)
     given = _one_prompt(prompt, prompt_ids, chat, system)
+    settle({"device": device, "dtype": dtype, "threads": threads, "overlap": overlap})
     _warn_of_threads(threads, lang)
-    llm = LLM.load(model, device, dtype, threads)
+    llm = LLM.load(model, device, dtype, threads, batch_invariant != "off")
     ids = _encode(llm, given, chat, system)
-    longest = len(ids) + params.max_new_tokens
-    engine = llm.engine(make_policy("single"), longest=longest, kv_cache=kv_cache == "on", block_size=block_size)
+    engine = llm.engine(
+        make_policy("single", max_batched_tokens=llm.device.token_budget_default),
+        longest=len(ids) + params.max_new_tokens,
+        kv_cache=kv_cache == "on",
+        block_size=block_size,
+        overlap=overlap != "off",
+    )
     request = engine.submit(ids, params)
     events = _stream(engine, quiet=as_json)
     if as_json:

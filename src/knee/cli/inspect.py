@@ -14,6 +14,7 @@ from knee.cli.options import (
     model_options,
     one_prompt_options,
     run_options,
+    settle,
 )
 
 
@@ -31,6 +32,7 @@ def command(**options: Any) -> None:
     from knee.lab.records import BatchPolicy
     from knee.lab.workload import PLACEHOLDER, Workload
 
+    settle(options)
     spec = InspectSpec(
         Workload((PLACEHOLDER,), 1, options["max_new_tokens"]), options["ignore_eos"], options["block_size"]
     )

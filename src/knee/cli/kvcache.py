@@ -14,7 +14,9 @@ from knee.cli.options import (
     max_new_tokens_option,
     model_options,
     one_prompt_options,
+    overlap_option,
     run_options,
+    settle,
 )
 
 
@@ -30,6 +32,7 @@ from knee.cli.options import (
 @one_prompt_options
 @model_options
 @block_size_option
+@overlap_option
 @run_options
 def command(**options: Any) -> None:
     """Measure when the KV cache pays, and what it costs.
@@ -41,12 +44,14 @@ def command(**options: Any) -> None:
     from knee.lab.records import BatchPolicy
     from knee.lab.workload import PLACEHOLDER
 
+    settle(options)
     spec = KvCacheSpec(
         prompt=PLACEHOLDER,
         lengths=options["prompt_lengths"],
         max_new_tokens=options["max_new_tokens"],
         ignore_eos=options["ignore_eos"],
         block_size=options["block_size"],
+        overlap=options["overlap"] != "off",
     )
     source = one_source(options)
     llm = load(options)

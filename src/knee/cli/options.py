@@ -75,15 +75,20 @@ model_options = combined(
         show_default=True,
         help="Alias, hub id, folder with config.json and safetensors, or .gguf file.",
     ),
-    click.option("--device", default="auto", show_default=True, help="auto or cpu or reference."),
+    click.option("--device", default="auto", show_default=True, help="auto or cuda or cpu or reference."),
     click.option(
         "--dtype",
         default="auto",
         show_default=True,
-        help="Of the weights: auto or float32 or bfloat16 or int8 or int4. "
-        "auto is the narrowest that keeps the file's values.",
+        help="Of the weights: auto or float32 or bfloat16 or float16 or int8 or int4. "
+        "auto is the narrowest that keeps the file's values; on a GPU 16 bits.",
     ),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: one a usable core]"),
+    click.option(
+        "--batch-invariant",
+        type=click.Choice(["on", "off"]),
+        help="off: faster prefill on a GPU, but tokens may depend on the batch.  [default: on]",
+    ),
 )
 
 
@@ -130,8 +135,34 @@ kv_cache_option = click.option(
 )
 
 block_size_option = click.option(
-    "--block-size", type=click.IntRange(min=1), default=16, show_default=True, help="Tokens in a block of the KV cache."
+    "--block-size",
+    type=click.IntRange(min=1),
+    help="Tokens in a block of the KV cache.  [default: what suits the device: 16 on the CPU]",
 )
+
+overlap_option = click.option(
+    "--overlap",
+    type=click.Choice(["on", "off"]),
+    help="Plan and start a step while the one before runs.  [default: on where the device can: not on the CPU]",
+)
+
+
+def settle(options: dict[str, Any]) -> None:
+    """Fill in what was left to the device, so that a record says what was used; loads nothing.
+
+    Raises `UserError` where the device is not there, or cannot do what is asked.
+    """
+    from knee.devices import choose_device
+    from knee.errors import UserError
+
+    device = choose_device(options["device"], options["dtype"], options["threads"])
+    suits: dict[str, Any] = {"block_size": device.block_size_default, "max_batched_tokens": device.token_budget_default}
+    if device.overlaps:
+        suits["overlap"] = "on"
+    elif options.get("overlap") == "on":
+        raise UserError(f"device {device.name} runs one step after the other: leave --overlap out")
+    options.update({name: value for name, value in suits.items() if name in options and options[name] is None})
+
 
 sampling_options = combined(
     click.option("--temperature", type=NUMBER, default=0.0, show_default=True, help="0 is greedy."),

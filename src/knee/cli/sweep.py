@@ -18,8 +18,10 @@ from knee.cli.options import (
     kv_cache_option,
     max_new_tokens_option,
     model_options,
+    overlap_option,
     prompts_options,
     run_options,
+    settle,
 )
 
 if TYPE_CHECKING:
@@ -57,11 +59,16 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random arrivals and the order of trials.")
 @max_new_tokens_option(32)
 @ignore_eos_option(True)
-@click.option("--max-batched-tokens", type=int, default=512, show_default=True, help="Token budget of a step.")
+@click.option(
+    "--max-batched-tokens",
+    type=int,
+    help="Token budget of a step.  [default: what suits the device: 512 on the CPU]",
+)
 @prompts_options
 @model_options
 @kv_cache_option
 @block_size_option
+@overlap_option
 @run_options
 def command(**options: Any) -> None:
     """Compare batch policies, batch sizes and wait windows.
@@ -84,6 +91,7 @@ def run_sweep(options: dict[str, Any]) -> None:
     from knee.lab.sweep import beginning, check, parse_limits, policies_of, roofs_of, run
 
     began = time.monotonic()
+    settle(options)
     asked = read_work(options)
     seconds = parse_budget(options["budget"]) if options["budget"] is not None else None
     parse_limits(options["slo"])  # refused now, if it has to be
@@ -120,7 +128,8 @@ def choice_of(options: dict[str, Any]) -> ModelChoice:
     """The model that the options name."""
     from knee.lab.worker import ModelChoice
 
-    return ModelChoice(options["model"], options["device"], options["dtype"], options["threads"])
+    invariant = options["batch_invariant"] != "off"
+    return ModelChoice(options["model"], options["device"], options["dtype"], options["threads"], invariant)
 
 
 def make_runner(choice: ModelChoice) -> Runner:
@@ -176,6 +185,7 @@ def read_work(options: dict[str, Any]) -> Asked:
         kv_cache=options["kv_cache"] == "on",
         block_size=options["block_size"],
         token_budget=options["max_batched_tokens"],
+        overlap=options["overlap"] != "off",
     )
     return Asked(spec, sources, trace[:requests])
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,12 +84,24 @@ class Span:
     `block_table` lists the pool's blocks that hold the request's keys and values, enough for `start + len(tokens)`
     positions. An empty table means that nothing is cached: the span is the whole prefix (`start` is 0) and attends
     to its own keys and values only.
+
+    A device that `overlaps` may be given a span whose last token is not known yet: `tokens` then ends with `UNKNOWN`,
+    and `source` says which span of the batch that was started just before makes it.
+
+    `draw` (temperature, number in [0, 1)) is for a device that `draws`: the wanted token is not the greedy one, but the
+    first by id up to which the tokens' probabilities at this temperature add up to more than this number.
     """
 
     tokens: Sequence[int]
     start: int
     block_table: Sequence[int]
     want: Want
+    source: int | None = None
+    draw: tuple[float, float] | None = None
+
+
+UNKNOWN = -1
+"""The place of a token that is still being made; see `Span`."""
 
 
 @dataclass(slots=True)
@@ -98,6 +110,13 @@ class SpanOutput:
 
     token: int | None = None
     logits: FloatArray | None = None
+
+
+class StepOutput(NamedTuple):
+    """A step's outputs in the order of its spans, and the seconds it took by the device's own clock, if it has one."""
+
+    spans: list[SpanOutput]
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +144,15 @@ class Device(ABC):
     isa: str | None = None  # the instruction set of its kernels; None: its libraries' choice
     threads: int | None = None  # None: its libraries' choice
     program: Program
+    overlaps: ClassVar[bool] = (
+        False  # `start` comes back before the step is done, and may be called again before `finish`
+    )
+    block_size_default: ClassVar[int] = 16  # tokens in a block of the KV pool that suit its kernels
+    token_budget_default: ClassVar[int] = 512  # tokens a step that suit it, where a prompt is run in chunks
+    batch_invariant: bool = True  # the same tokens whatever else is in the batch
+    draws: ClassVar[bool] = False  # can draw a token by its probability, see `Span.draw`
+    can_vary: ClassVar[bool] = False  # whether that may be switched off, for speed
+    warnings: tuple[str, ...] = ()  # what did not go as intended since the device was made, a sentence each
 
     @abstractmethod
     def __init__(self, program: Program, weights: Weights, dtype: str = "auto", threads: int | None = None) -> None:
@@ -153,6 +181,25 @@ class Device(ABC):
 
         Spans of one batch must own disjoint blocks. Raises `NumericsError` where a wanted logit is NaN or infinite.
         """
+
+    def start(self, batch: Sequence[Span]) -> Any:
+        """Begin a step; what comes back is for `finish`, which has to be called once for each step, in their order.
+
+        Where the device `overlaps`, one more step may be started before the one before is finished; else the step is
+        done when this returns. Raises as `execute`; a device that overlaps may raise in `finish` instead. It has read
+        the block tables when this returns: they change after it.
+        """
+        return StepOutput(self.execute(batch))
+
+    def finish(self, started: Any) -> StepOutput:
+        """Wait for a step that was started."""
+        assert isinstance(started, StepOutput)
+        return started
+
+    @classmethod
+    def free_memory(cls) -> int | None:
+        """Bytes that weights and KV pool may still take where this device keeps them; None: main memory."""
+        return None
 
     @property
     @abstractmethod

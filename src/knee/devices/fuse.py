@@ -1,10 +1,12 @@
 """Fusion: a program's operations rewritten into fewer, larger ones. For any device that has them.
 
-Two rewrites of the list, both of which keep what a program computes:
+Rewrites of the list that keep what a program computes:
 
 - linear layers of the same input become one, their outputs side by side (q, k and v; gate and up): the input is read
   and, where it has to be, converted once;
-- a norm or a gated activation that only feeds such a layer becomes its prologue: its result is never stored.
+- a norm or a gated activation that only feeds such a layer becomes its prologue: its result is never stored;
+- or, for a device that asks for it, what comes right after such layers becomes their epilogue: a gated activation of
+  two of them, or the write of queries, keys and values into the KV cache.
 
 What may move where follows from which buffers each operation reads and writes, not from what models usually look
 like: nothing moves across an operation that writes what it reads, or reads or writes what it writes.
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from knee.program import Attention, Embed, Gate, Linear, Norm, Op, Program, SelectOutputs, WriteKV
 
@@ -25,11 +28,13 @@ class FusedLinear:
     """Linear layers of one input, run as one; and what makes their input, where only they need it.
 
     All `parts` have the same `x`. Several parts have no activation and no residual. With a prologue their `x` is not a
-    buffer's content: it is what the prologue would have written there.
+    buffer's content: it is what the prologue would have written there. With an epilogue the parts' results are what it
+    works on, and only what it writes is stored: the gated activation, or the queries, turned.
     """
 
     parts: tuple[Linear, ...]
     prologue: Norm | Gate | None = None
+    epilogue: Gate | WriteKV | None = None
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -40,19 +45,27 @@ class FusedLinear:
     @property
     def writes(self) -> tuple[str, ...]:
         """Buffers that it writes, in the order of the parts."""
-        return tuple(part.out for part in self.parts)
+        match self.epilogue:
+            case None:
+                return tuple(part.out for part in self.parts)
+            case Gate() as gate:
+                return (gate.out,)
+            case WriteKV() as write:
+                return (write.q,)
 
 
 FusedOp = Op | FusedLinear
 
 
-def fuse(program: Program, kinds: Mapping[str, object] | None = None) -> tuple[FusedOp, ...]:
+def fuse(program: Program, kinds: Mapping[str, object] | None = None, epilogues: bool = False) -> tuple[FusedOp, ...]:
     """The program's operations, fused. Every linear layer comes as a `FusedLinear`, alone or not.
 
     A buffer that was put beside others is beside the same ones throughout. `kinds` says of weights what kind they
-    are, for a device that keeps them differently: weights of two kinds do not come together.
+    are, for a device that keeps them differently: weights of two kinds do not come together. With `epilogues` keys and
+    values may be in the KV cache only: for a device that attends to nothing else.
     """
-    return tuple(_with_prologues(_grouped(program.ops, kinds or {}), program))
+    grouped = _grouped(program.ops, kinds or {})
+    return tuple(_with_prologues(_with_epilogues(grouped) if epilogues else grouped, program))
 
 
 def flatten(ops: Sequence[FusedOp]) -> tuple[Op, ...]:
@@ -64,6 +77,7 @@ def flatten(ops: Sequence[FusedOp]) -> tuple[Op, ...]:
             continue
         flat += [] if op.prologue is None else [op.prologue]
         flat += op.parts
+        flat += [] if op.epilogue is None else [op.epilogue]
     return tuple(flat)
 
 
@@ -147,6 +161,29 @@ def _plain(op: Linear) -> bool:
     return op.activation is None and op.residual is None and op.out != RESULT
 
 
+# --- epilogues ---------------------------------------------------------------------------------------------------
+
+
+def _with_epilogues(ops: Sequence[FusedOp]) -> list[FusedOp]:
+    """Each group of layers together with the operation right behind it, if that works on just their results."""
+    left: list[FusedOp | None] = list(ops)
+    for place, (op, following) in enumerate(pairwise(ops)):
+        if not isinstance(op, FusedLinear) or not isinstance(following, Gate | WriteKV):
+            continue
+        if reads(following) != op.writes:
+            continue
+        # Some of what the epilogue writes is written while the layers still read.
+        if set(replace(op, epilogue=following).writes) & set(op.reads):
+            continue
+        # The layers' results are not stored: nobody but the epilogue may read them. What it writes is; and attention
+        # that names keys and values finds them in the cache.
+        stored, cached = (following.q, True) if isinstance(following, WriteKV) else (following.out, False)
+        if any(_read_after(ops, place + 1, name, cached) for name in op.writes if name != stored):
+            continue
+        left[place], left[place + 1] = replace(op, epilogue=following), None
+    return [op for op in left if op is not None]
+
+
 # --- prologues ---------------------------------------------------------------------------------------------------
 
 
@@ -184,12 +221,15 @@ def _origin(ops: Sequence[FusedOp | None], place: int, linear: FusedLinear) -> i
     return None
 
 
-def _read_after(ops: Sequence[FusedOp | None], place: int, buffer: str) -> bool:
-    """Whether the buffer's value is read after `place`, before another one takes its place."""
+def _read_after(ops: Sequence[FusedOp | None], place: int, buffer: str, cached: bool = False) -> bool:
+    """Whether the buffer's value is read after `place`, before another one takes its place.
+
+    `cached`: it is in the KV cache, too, where attention finds it.
+    """
     for op in ops[place + 1 :]:
         if op is None:
             continue
-        if buffer in reads(op):
+        if buffer in ((op.q,) if cached and isinstance(op, Attention) else reads(op)):
             return True
         if buffer in writes(op):
             return False

@@ -7,7 +7,7 @@ the free list, and this file never sees a tensor. One block as long as the conte
 |-------------------------|-----------------------------------------------------------|
 | free blocks             | `KVManager`                                               |
 | `Request.block_table`   | grown by `allocate`, emptied by `release`, read by others |
-| `Request.num_cached`    | advanced by the engine after a step, zeroed by `release`  |
+| `Request.num_cached`    | advanced by the engine with a step, zeroed by `release`   |
 """
 
 from __future__ import annotations

@@ -41,6 +41,12 @@ def needs_logits(params: SamplingParams) -> bool:
     return not params.greedy or params.repetition_penalty != 1 or params.logprobs is not None
 
 
+def draws_plainly(params: SamplingParams) -> bool:
+    """Whether a token is drawn from all tokens by their probability at a temperature, and nothing else is asked for."""
+    filtered = params.top_k or params.top_p < 1 or params.min_p > 0
+    return not params.greedy and not filtered and params.repetition_penalty == 1 and params.logprobs is None
+
+
 class Sampler:
     """Chooses the tokens of one request, one after the other."""
 
@@ -48,6 +54,10 @@ class Sampler:
         self._params = params
         self._prompt = np.asarray(prompt_ids, dtype=np.intp)
         self._random = np.random.Generator(np.random.PCG64(params.seed))
+
+    def uniform(self) -> float:
+        """The number in [0, 1) that decides the next token, for who chooses elsewhere."""
+        return float(self._random.random())
 
     def choose(self, logits: NDArray[np.float32], output: Sequence[int]) -> Choice:
         """The token after prompt and `output`; `logits` has shape (vocab,) and is left as it is.
@@ -70,7 +80,7 @@ class Sampler:
     def _draw(self, scores: Floats) -> int:
         ids, weights = candidates(scores, self._params)
         cumulative = np.cumsum(weights, out=weights)
-        return int(ids[np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")])
+        return int(ids[np.searchsorted(cumulative, self.uniform() * cumulative[-1], side="right")])
 
 
 def penalize(logits: Floats, seen: NDArray[np.intp], penalty: float) -> NDArray[np.float64]:

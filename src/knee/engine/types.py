@@ -79,6 +79,9 @@ class Request:
     `prefix` (prompt + output) is what the model has been told so far. The first `num_cached` tokens of it are in the
     KV cache, in the blocks of `block_table`. The rest still has to run: the whole prefix at first, one token a step
     in decode, the whole prefix again after a preemption, and always the whole prefix with the KV cache off.
+
+    A step counts as cached once it has been started. Where the engine plans ahead of it, its token has no id yet and
+    is part of the prefix all the same: `num_unseen` is 1 then, and `num_pending` has it.
     """
 
     id: int
@@ -90,6 +93,7 @@ class Request:
     output: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)  # of its text, in order
     num_cached: int = 0
+    num_unseen: int = 0
     block_table: list[int] = field(default_factory=list)
     num_preemptions: int = 0
 
@@ -106,13 +110,13 @@ class Request:
 
     @property
     def num_tokens(self) -> int:
-        """Length of the prefix: prompt and output."""
+        """Length of the prefix as far as it is known: prompt and output."""
         return len(self.prompt) + len(self.output)
 
     @property
     def num_pending(self) -> int:
         """Tokens that must run before the next one can be chosen; 1 in decode."""
-        return len(self.prompt) + len(self.output) - self.num_cached
+        return len(self.prompt) + len(self.output) + self.num_unseen - self.num_cached
 
     @property
     def most_cached(self) -> int:
@@ -179,22 +183,26 @@ class TokenEvent:
 
 @dataclass(slots=True)
 class StepStats:
-    """What one engine step did. Times in seconds of the engine's clock."""
+    """What one engine step did. Times in seconds of the engine's clock.
+
+    Steps may overlap: the next is planned and started while this one runs. So a step begins when it is its turn, which
+    is when the one before has landed, and the durations of steps add up to the time that passed.
+    """
 
     started_at: float
     duration: float
-    device_time: float
+    device_time: float  # by the device's own clock, if it has one
     prefill_tokens: int
     decode_rows: int
-    kv_tokens: int  # tokens in the KV cache after the step
+    kv_tokens: int  # tokens in the KV cache after the step, of requests that go on
     waiting: int  # requests in the queue after admission
     batch_size: int  # requests that hold a slot
     preempted: int
 
     @property
     def host_time(self) -> float:
-        """The part of the step that was not the device's."""
-        return self.duration - self.device_time
+        """The part of the step that was not the device's: the host had work then that did not overlap."""
+        return max(0.0, self.duration - self.device_time)
 
 
 @dataclass(slots=True)

@@ -17,9 +17,12 @@ from knee.engine.types import Request, SamplingParams
 from knee.errors import KneeError, UserError
 from knee.lab.environment import gpu_utilization
 from knee.lab.experiment import Outcome, Sink, check_requests
+from knee.lab.gpu import GpuMonitor
+from knee.lab.judgement.doubts import fell_back
 from knee.lab.messages import text
 from knee.lab.records import BaselineMetrics
-from knee.lab.rows import request_rows, step_rows
+from knee.lab.rows import gpu_use, request_rows, step_rows
+from knee.lab.sweep_records import GpuUse
 from knee.lab.trial import REAL_TIME, Clock, Trial, run_trial
 from knee.lab.workload import Workload
 from knee.llm import DEFAULT_BLOCK_SIZE, LLM
@@ -39,6 +42,7 @@ class BaselineSpec:
     warm_prefills: int = MIN_WARM_PREFILLS
     kv_cache: bool = True
     block_size: int = DEFAULT_BLOCK_SIZE
+    overlap: bool = True  # where the device can
 
     def __post_init__(self) -> None:
         if self.warm_prefills < MIN_WARM_PREFILLS:
@@ -58,22 +62,41 @@ def run(llm: LLM, spec: BaselineSpec, sink: Sink, clock: Clock = REAL_TIME) -> O
     engine.clock = clock.now
     cold = _generate(engine, spec, _COLD_TOKENS, clock)
     warm = [_prefill_ms(_generate(engine, spec, 1, clock)) for _ in range(spec.warm_prefills)]
-    trial = Trial()
+    trial, gpu = Trial(), GpuMonitor(llm.device.name)
+    gpu.start()
     try:
         request = _generate(engine, spec, spec.workload.max_new_tokens, clock, trial)
     finally:
+        seen = gpu.stop()
         sink.add_requests(request_rows(trial))
         sink.add_steps(step_rows(trial))
+    use = gpu_use(seen, trial)
+    busy, reasons = _busy(llm, use)
+    metrics = _metrics(llm, spec, _prefill_ms(cold), warm, request).model_copy(
+        update={"gpu_utilization": busy, "gpu": use}
+    )
+    return Outcome(metrics, fell_back(llm.device.warnings), [*_cold_start(metrics), *reasons])
+
+
+def _busy(llm: LLM, use: GpuUse | None) -> tuple[float | None, list[str]]:
+    """How busy the GPU was, and what is to be said about it: the mean over the run, or else one look after it."""
+    said = list(use.missing) if use else []
+    if use is not None and use.utilization is not None:
+        return use.utilization, said
     busy, reason = gpu_utilization()
     if busy is not None and llm.device.name != "cuda":
         busy, reason = None, text("en", "note.ran_on_cpu", device=llm.device.name)
-    metrics = _metrics(llm, spec, _prefill_ms(cold), warm, request, busy)
-    return Outcome(metrics, notes=_notes(metrics, reason))
+    elif busy is not None:
+        reason = text("en", "note.gpu_after_the_run")
+    elif said:
+        reason = ""  # they say more than that there is no nvidia-smi
+    return busy, [*said, *([reason] if reason else [])]
 
 
 def _engine(llm: LLM, spec: BaselineSpec) -> Engine:
     longest = spec.workload.longest
-    return llm.engine(make_policy("single"), longest=longest, kv_cache=spec.kv_cache, block_size=spec.block_size)
+    policy = make_policy("single", max_batched_tokens=llm.device.token_budget_default)
+    return llm.engine(policy, longest=longest, kv_cache=spec.kv_cache, block_size=spec.block_size, overlap=spec.overlap)
 
 
 def _generate(engine: Engine, spec: BaselineSpec, new_tokens: int, clock: Clock, trial: Trial | None = None) -> Request:
@@ -89,9 +112,7 @@ def _prefill_ms(request: Request) -> float:
     return (request.token_times[0] - request.prefill_start) * 1e3
 
 
-def _metrics(
-    llm: LLM, spec: BaselineSpec, cold_ms: float, warm_ms: list[float], request: Request, gpu: float | None
-) -> BaselineMetrics:
+def _metrics(llm: LLM, spec: BaselineSpec, cold_ms: float, warm_ms: list[float], request: Request) -> BaselineMetrics:
     prompt_tokens, output_tokens = len(request.prompt), len(request.output)
     steps = [(later - earlier) * 1e3 for earlier, later in pairwise(request.token_times)]
     prefill, loop = median(warm_ms), sum(steps)
@@ -110,7 +131,7 @@ def _metrics(
         decode_ms_per_step=loop / len(steps) if steps else None,
         total_generate_ms=prefill + loop,
         output_tokens_per_s=output_tokens / (prefill + loop) * 1e3,
-        gpu_utilization=gpu,
+        gpu_utilization=None,  # not the request's to say
         kv_cache_shape=kv_shape if spec.kv_cache else None,
         text=request.text if llm.tokenizer else None,
         token_ids=request.output,
@@ -119,7 +140,6 @@ def _metrics(
     )
 
 
-def _notes(metrics: BaselineMetrics, no_gpu: str) -> list[str]:
+def _cold_start(metrics: BaselineMetrics) -> list[str]:
     ratio = metrics.prefill_cold_ms / metrics.prefill_ms
-    cold = [text("en", "note.cold_prefill", ratio=f"{ratio:.1f}")] if ratio >= _COLD_IS_MUCH else []
-    return [*cold, *([no_gpu] if no_gpu else [])]
+    return [text("en", "note.cold_prefill", ratio=f"{ratio:.1f}")] if ratio >= _COLD_IS_MUCH else []

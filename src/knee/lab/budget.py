@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from knee.errors import UserError
@@ -134,16 +134,7 @@ def plan_within(
             f"{repeats} repeats take about {_span(needed)}; give more time, fewer --repeats or fewer --requests"
         )
     fitting = int((seconds - _AROUND_S) / sum(guesses[cell] for cell in kept))
-    planned = SweepSpec(
-        spec.workload,
-        tuple(kept),
-        max(repeats, min(spec.repeats, fitting)),
-        spec.seed,
-        spec.params,
-        spec.kv_cache,
-        spec.block_size,
-        spec.token_budget,
-    )
+    planned = replace(spec, cells=tuple(kept), repeats=max(repeats, min(spec.repeats, fitting)))
     budget = Budget(seconds, {number: guesses[cell] for number, cell in enumerate(kept)}, now, started)
     return planned, budget, _said(spec, planned, seconds)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from knee.lab.gpu_speed import measure_gpu_roofs
 from knee.lab.speed import Floor, measure_roofs
 from knee.lab.sweep_records import CostModel, Limits
 from knee.program import Cost, Program, SpanShape, StepShape, Widths
@@ -98,9 +99,12 @@ def roofline_batch(costs: CostModel, limits: Limits, context: float) -> float | 
 # --- the machine's limits ----------------------------------------------------------------------------------------
 
 
-def measure_limits(dtype: str, threads: int) -> Limits:
-    """The two roofs with so many threads and weights of this type, in about a second."""
-    read, arithmetic = measure_roofs(cast("Dtype", dtype), threads)
+def measure_limits(dtype: str, threads: int, device: str = "cpu") -> Limits:
+    """The two roofs with so many threads and weights of this type, in about a second: the GPU's for its device."""
+    if device == "cuda":
+        read, arithmetic = measure_gpu_roofs(dtype)
+    else:
+        read, arithmetic = measure_roofs(cast("Dtype", dtype), threads)
     how = " · ".join(dict.fromkeys((read.how, arithmetic.how)))
     return Limits(read_gb_s=read.best, gflop_s=arithmetic.best, dtype=dtype, how=how)
 

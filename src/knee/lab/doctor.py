@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import psutil
 
 from knee.lab.environment import read_hardware
+from knee.lab.gpu_speed import GpuSpeed, look_at_gpu
 from knee.lab.load import busy_seconds, swap_gib, temperature_c
 from knee.lab.messages import Lang, text
 from knee.lab.records import Hardware
@@ -64,12 +65,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that `knee doctor` says."""
+    """All that `knee doctor` says. `gpu_note` is why there are no speeds of a GPU that is there."""
 
     hardware: Hardware
     speed: Speed
     state: State
     findings: list[Finding]
+    gpu: GpuSpeed | None = None
+    gpu_note: str = ""
 
     def to_json(self, lang: Lang) -> dict[str, Any]:
         """The report as one JSON object; what this machine cannot tell is null."""
@@ -81,16 +84,19 @@ class Report:
             **asdict(self.speed),
             "bfloat16_note": bfloat16_note(self.hardware, lang, self.speed.kernels),
             **asdict(self.state),
+            "gpu": None if self.gpu is None else asdict(self.gpu),
+            "gpu_note": self.gpu_note,
             "findings": findings,
         }
 
 
 def examine() -> Report:
-    """Measure the machine and look around, in less than ten seconds."""
+    """Measure the machine and look around, in less than ten seconds; some more with a GPU, for torch to be loaded."""
     hardware = read_hardware()
     state = read_state()  # before our own work heats the machine
     speed = measure_speed(default_threads())
-    return Report(hardware, speed, state, diagnose(hardware, state, speed))
+    gpu, gpu_note = look_at_gpu(hardware.gpus)
+    return Report(hardware, speed, state, diagnose(hardware, state, speed), gpu, gpu_note)
 
 
 def diagnose(hardware: Hardware, state: State, speed: Speed | None = None) -> list[Finding]:

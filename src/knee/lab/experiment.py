@@ -119,8 +119,16 @@ def draft(kind: Kind, llm: LLM, workload: Workload, policy: BatchPolicy, kv_cach
         kv_cache=on_off(kv_cache),
         metrics=None,
         options=dict(setting.options),
-        notes=dtype_notes(llm.device.dtype, llm.device.dtype_reason, "en"),
+        notes=_notes(llm, setting),
     )
+
+
+def _notes(llm: LLM, setting: Setting) -> list[str]:
+    """What is to be known of any run with these weights and options."""
+    waited = llm.device.overlaps and setting.options.get("overlap") == "off"
+    dtype = dtype_notes(llm.device.dtype, llm.device.dtype_reason, "en")
+    varies = [] if llm.device.batch_invariant else [text("en", "note.batch_invariant_off")]
+    return [*dtype, *([text("en", "note.overlap_off")] if waited else []), *varies]
 
 
 def _model(llm: LLM) -> ModelInfo:
@@ -273,6 +281,8 @@ def _check_same(before: Record, now: Record, path: Path) -> None:
         ("the workload", before.workload.sha256, now.workload.sha256),
         ("the processor", before.hardware.cpu, now.hardware.cpu),
         ("the cores", before.hardware.cores, now.hardware.cores),
+        ("the device", before.model.device, now.model.device),
+        ("the GPUs", _gpus_used(before), _gpus_used(now)),
         ("the instruction set", before.model.isa, now.model.isa),
         ("the threads", before.model.threads, now.model.threads),
         ("knee's version", before.software.knee, now.software.knee),
@@ -285,6 +295,11 @@ def _check_same(before: Record, now: Record, path: Path) -> None:
             f"the same command on "
             "the same machine"
         )
+
+
+def _gpus_used(record: Record) -> list[str]:
+    """Those of the machine, where the model runs on one."""
+    return [gpu.name for gpu in record.hardware.gpus] if record.model.device == "cuda" else []
 
 
 def _crowded(record: Record) -> list[Warning_]:

@@ -18,6 +18,7 @@ from knee.engine.policies import make_policy
 from knee.engine.types import SamplingParams
 from knee.errors import KneeError, OutOfMemory
 from knee.lab.experiment import Outcome, Sink, check_requests, warning
+from knee.lab.judgement.doubts import fell_back
 from knee.lab.messages import text
 from knee.lab.records import InspectKvOff, InspectMetrics, InspectPrefill, InspectStep, TopCandidate
 from knee.lab.rows import request_rows, step_rows
@@ -95,20 +96,21 @@ def run(llm: LLM, spec: InspectSpec, sink: Sink, clock: Clock = REAL_TIME) -> Ou
         text=generated.text if llm.tokenizer else None,
         kv_cache_off=InspectKvOff(prefill=off.prefill, steps=off.steps, same_tokens=off.tokens == on.tokens),
     )
-    return _outcome(metrics)
+    return _outcome(metrics, llm.device.warnings)
 
 
-def _outcome(metrics: InspectMetrics) -> Outcome:
+def _outcome(metrics: InspectMetrics, said: Sequence[str]) -> Outcome:
     first = metrics.prefill
     named = first.token_id if first.token is None else f'{first.token_id} "{first.token}"'
     warnings = [] if metrics.matches_generate else [warning("generate_differs")]
     if not metrics.kv_cache_off.same_tokens:
         warnings.append(warning("kv_cache_tokens_differ"))
-    return Outcome(metrics, warnings, [text("en", "note.first_token", token=named)])
+    return Outcome(metrics, [*warnings, *fell_back(said)], [text("en", "note.first_token", token=named)])
 
 
 def _engine(llm: LLM, spec: InspectSpec) -> Engine:
-    return llm.engine(make_policy("single"), longest=spec.workload.longest, block_size=spec.block_size)
+    policy = make_policy("single", max_batched_tokens=llm.device.token_budget_default)
+    return llm.engine(policy, longest=spec.workload.longest, block_size=spec.block_size)
 
 
 def _by_hand(llm: LLM, prompt: Sequence[int], count: int, blocks: Sequence[int], now: Callable[[], float]) -> _ByHand:

@@ -17,6 +17,7 @@ from knee.engine.policies import make_policy
 from knee.engine.types import Request, SamplingParams
 from knee.errors import KneeError, UserError
 from knee.lab.experiment import Outcome, Sink, check_requests, on_off, warning
+from knee.lab.judgement.doubts import fell_back
 from knee.lab.kv_steps import pays_from, step_pairs
 from knee.lab.messages import text
 from knee.lab.progress import Progress, ignore
@@ -39,6 +40,7 @@ class KvCacheSpec:
     max_new_tokens: int = 50
     ignore_eos: bool = True
     block_size: int = DEFAULT_BLOCK_SIZE
+    overlap: bool = True  # where the device can
 
     def __post_init__(self) -> None:
         if not self.lengths:
@@ -100,13 +102,16 @@ def _outcome(llm: LLM, cells: Sequence[KvCacheCell]) -> Outcome:
         kv_bytes_per_token=llm.device.kv_bytes_per_token,
         same_tokens=len(hashes) == len({cell.prompt_length for cell in cells}),
     )
-    return Outcome(metrics, [] if metrics.same_tokens else [warning("kv_cache_tokens_differ")], findings(metrics))
+    warnings = [] if metrics.same_tokens else [warning("kv_cache_tokens_differ")]
+    return Outcome(metrics, [*warnings, *fell_back(llm.device.warnings)], findings(metrics))
 
 
 def _engine(llm: LLM, spec: KvCacheSpec, workload: Workload, kv_cache: bool) -> Engine:
     """With a budget for the whole prompt in one step, since without a cache it is never split."""
     policy = make_policy("single", max_batched_tokens=workload.longest)
-    return llm.engine(policy, longest=workload.longest, kv_cache=kv_cache, block_size=spec.block_size)
+    return llm.engine(
+        policy, longest=workload.longest, kv_cache=kv_cache, block_size=spec.block_size, overlap=spec.overlap
+    )
 
 
 def _measure(llm: LLM, spec: KvCacheSpec, cell: _Cell, sink: Sink, clock: Clock) -> KvCacheCell:

@@ -23,7 +23,7 @@ from knee.lab.records import (
     Record,
     Warning_,
 )
-from knee.lab.sweep_records import Claim, Recommendation, Recommendations, SweepCell, SweepMetrics, Tradeoff
+from knee.lab.sweep_records import Claim, GpuUse, Recommendation, Recommendations, SweepCell, SweepMetrics, Tradeoff
 from knee.lab.visible import visible
 
 NOTHING = "—"
@@ -174,8 +174,10 @@ def _log_metrics(record: Record, say: Say) -> list[tuple[str, str]]:
             }
         case KvCacheMetrics():
             values |= dict.fromkeys(["prefill", "decode_loop"], say("record.see_table"))
-        case SweepMetrics():
+        case SweepMetrics() as metrics:
             values["tokens_per_s"] = say("record.see_table")
+            if any(cell.gpu for cell in metrics.cells):
+                values["gpu_utilization"] = say("record.see_table")
     return [(f"log.{key}", values.get(key, NOTHING)) for key in keys]
 
 
@@ -228,6 +230,7 @@ def _baseline(metrics: BaselineMetrics, say: Say) -> list[str]:
         (say("baseline.total"), _ms(metrics.total_generate_ms)),
         (say("baseline.throughput"), f"{_number(metrics.output_tokens_per_s)} tokens/s"),
         (say("baseline.kv_shape"), _shape(metrics.kv_cache_shape)),
+        *gpu_facts(metrics.gpu, say),
     ]
     output = _shortened(metrics.text, say) if metrics.text is not None else _ids(metrics.token_ids)
     header = [say("baseline.number"), say("baseline.value")]
@@ -310,6 +313,8 @@ def _sweep(metrics: SweepMetrics, say: Say, lang: Lang) -> list[str]:
         _sweep_table(cells, say, _BATCH_COLUMNS),
         say("sweep.same_tokens", answer=_yes(metrics.same_tokens, say)),
     ]
+    if any(cell.gpu for cell in cells):
+        blocks += [f"### {say('gpu.title')}", _sweep_table(cells, say, _GPU_COLUMNS), say("gpu.about")]
     if metrics.tradeoff:
         blocks += [f"### {say('sweep.title_tradeoff')}", _tradeoff_table(metrics.tradeoff, say)]
     return blocks
@@ -430,6 +435,41 @@ _BATCH_COLUMNS: tuple[_Column, ...] = (
     ("sweep.mean_batch", lambda cell: _number(cell.mean_batch_size)),
     ("sweep.failed", lambda cell: str(cell.failed)),
     ("sweep.goodput", lambda cell: NOTHING if cell.goodput is None else f"{cell.goodput:.2f}"),
+)
+
+
+GPU_NUMBERS = ("utilization", "memory", "power", "energy", "per_token", "clock", "temperature", "throttled")
+
+
+def gpu_numbers(use: GpuUse | None) -> list[str]:
+    """What the GPU did, in the order of `GPU_NUMBERS`, without units."""
+    if use is None:
+        return [NOTHING] * len(GPU_NUMBERS)
+    held = ", ".join(f"{why.replace('_', ' ')} {share:.0%}" for why, share in use.throttled.items())
+    token = NOTHING if use.joules_per_token is None else f"{use.joules_per_token:.3g}"
+    middle = map(_number, (use.memory_gib, use.power_w, use.energy_j))
+    whole = (NOTHING if value is None else f"{value:.0f}" for value in (use.clock_mhz, use.temperature_c))
+    return [_percent(use.utilization), *middle, token, *whole, held or NOTHING]
+
+
+_GPU_UNITS = ("", " GiB", " W", " J", " J", " MHz", " °C", "")
+
+
+def gpu_facts(use: GpuUse | None, say: Say) -> list[tuple[str, str]]:
+    """What the GPU did, name by name with units; nothing where none was watched."""
+    if use is None:
+        return []
+    shown = zip(GPU_NUMBERS, gpu_numbers(use), _GPU_UNITS, strict=True)
+    return [(say(f"gpu.{name}"), value if value == NOTHING else f"{value}{unit}") for name, value, unit in shown]
+
+
+def _gpu_column(place: int) -> Callable[[SweepCell], str]:
+    return lambda cell: gpu_numbers(cell.gpu)[place]
+
+
+_GPU_COLUMNS: tuple[_Column, ...] = (
+    *_BATCH,
+    *((f"gpu.column.{name}", _gpu_column(place)) for place, name in enumerate(GPU_NUMBERS)),
 )
 
 

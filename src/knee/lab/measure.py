@@ -21,6 +21,7 @@ from knee.engine.policies import make_policy
 from knee.engine.types import FinishReason, StepStats
 from knee.errors import KneeError
 from knee.lab.arrivals import Arrival
+from knee.lab.gpu import GpuMonitor, GpuSeen
 from knee.lab.load import Load
 from knee.lab.plan import Job
 from knee.lab.trial import REAL_TIME, Clock, Trial, run_trial
@@ -47,7 +48,8 @@ class SoloTimes:
 class Measured:
     """A trial with its circumstances, times in seconds.
 
-    `interrupted`: it was cut off by Ctrl-C. `stop`: Ctrl-C came, and it was whole all the same.
+    `device_warnings` are the device's own. `interrupted`: it was cut off by Ctrl-C. `stop`: Ctrl-C came, and it was
+    whole all the same.
     """
 
     trial: Trial
@@ -61,6 +63,8 @@ class Measured:
     swap_gib: float | None = None
     clock_gap: float = 0.0
     trace: float | None = None
+    gpu: GpuSeen | None = None
+    device_warnings: tuple[str, ...] = ()
     interrupted: bool = False
     stop: bool = False
 
@@ -79,18 +83,23 @@ def measure(llm: LLM, job: Job, clock: Clock = REAL_TIME, ended: Callable[[], No
     found.warm_up = _warm_up(engine, job, clock)
     found.solo = _alone(engine, job, clock)
     engine.policy = job.cell.make(job.token_budget)
+    gpu = GpuMonitor(llm.device.name)
     before, load, gap = pulse(), Load(), time.time() - time.monotonic()
+    gpu.start()
     try:
         run_trial(engine, job.workload, job.params, found.trial, clock.sleep)
         ended()
         found.trial.void = found.trial.late
     except KeyboardInterrupt:
         found.interrupted = True
+    finally:
+        found.gpu = gpu.stop()
     seen = load.stop()
     found.clock_gap = time.time() - time.monotonic() - gap
     found.other_load, found.frequency_mhz = seen.other_load, seen.frequency_mhz
     found.temperature_c, found.swap_gib = seen.temperature_c, seen.swapped_gib
     found.pulses, found.trace = (before, pulse()), trace_seconds()
+    found.device_warnings = tuple(llm.device.warnings)
     if not found.interrupted:
         _check(engine, found.trial, job)
     return found
@@ -109,6 +118,7 @@ def _engine(llm: LLM, job: Job, clock: Clock) -> Engine:
         longest=job.workload.longest,
         kv_cache=job.kv_cache,
         block_size=job.block_size,
+        overlap=job.overlap,
     )
     engine.clock = clock.now
     return engine

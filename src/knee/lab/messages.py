@@ -16,7 +16,7 @@ from functools import cache
 from string import Formatter
 from typing import Literal
 
-from knee.lab import words_answer, words_claims, words_compare, words_explain, words_report
+from knee.lab import words_answer, words_claims, words_compare, words_explain, words_gpu, words_report
 
 Lang = Literal["en", "zh"]
 LANGUAGES: tuple[Lang, ...] = ("en", "zh")
@@ -309,6 +309,14 @@ _WORDS: Mapping[str, tuple[str, str]] = {
         "权重使用 {dtype}：由文件中的 {storages} 舍入得到。",
     ),
     "note.dtype": ("Weights in {dtype}: {reason}.", "权重使用 {dtype}：{reason}。"),
+    "note.batch_invariant_off": (
+        "Products of many rows went to a library (--batch-invariant off): tokens may depend on the batch.",
+        "行数多的矩阵乘法交给了函数库（--batch-invariant off）：输出的 token 可能随批次而变。",
+    ),
+    "note.overlap_off": (
+        "The engine waited for each step before it planned the next (--overlap off).",
+        "引擎等每一步结束后才规划下一步（--overlap off）。",
+    ),
     "note.first_token": (
         "The prefill chose the first token, the argmax of the last position: {token}.",
         "预填充给出第一个 token（最后位置的 argmax）：{token}。",
@@ -519,6 +527,7 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
     **words_claims.WORDS,
     **words_compare.WORDS,
     **words_explain.WORDS,
+    **words_gpu.WORDS,
     **words_report.WORDS,
 }
 

@@ -25,7 +25,17 @@ from typing import TYPE_CHECKING
 
 from knee.lab.records import RequestRow, StepRow
 from knee.lab.statistics import compare_paired, enough_for, median_interval, outliers, percentile
-from knee.lab.sweep_records import COMPARED, Effect, Interval, RepeatTotals, Summary, SweepCell, Tradeoff
+from knee.lab.sweep_records import (
+    COMPARED,
+    Effect,
+    GpuUse,
+    Interval,
+    RepeatTotals,
+    Summary,
+    SweepCell,
+    Tradeoff,
+    TrialRow,
+)
 
 if TYPE_CHECKING:
     from knee.lab.judgement.measured import CellRows
@@ -204,6 +214,32 @@ def intervals(repeats: Sequence[RepeatTotals], seed: int) -> dict[str, Interval]
         if len(values) == len(repeats):
             found[name] = interval_of(values, seed)
     return found
+
+
+def gpu_of(trials: Sequence[TrialRow]) -> GpuUse | None:
+    """What the GPU did in a cell's trials: medians, and the highest of memory and temperature."""
+    uses = [trial.gpu for trial in trials if trial.gpu is not None]
+    if not uses:
+        return None
+    medians = ("utilization", "power_w", "energy_j", "joules_per_token", "clock_mhz")
+    there = {
+        name: [value for use in uses if (value := getattr(use, name)) is not None]
+        for name in (*medians, "memory_gib", "temperature_c")
+    }
+    shares = {why: [use.throttled.get(why, 0.0) for use in uses] for use in uses for why in use.throttled}
+    return GpuUse(
+        seconds=median(use.seconds for use in uses),
+        **{name: (median if name in medians else max)(values) for name, values in there.items() if values},
+        throttled={why: median(values) for why, values in shares.items()},
+        missing=list(dict.fromkeys(sentence for use in uses for sentence in use.missing)),
+    )
+
+
+def joules_per_token(trials: Sequence[TrialRow], seed: int = 0) -> dict[str, Interval]:
+    """The energy of a token with its interval over a cell's trials, if all of them have it."""
+    uses = [trial.gpu for trial in trials if trial.gpu is not None]
+    values = [use.joules_per_token for use in uses if use.joules_per_token is not None]
+    return {"joules_per_token": interval_of(values, seed)} if values and len(values) == len(trials) else {}
 
 
 def interval_of(values: Sequence[float], seed: int) -> Interval:

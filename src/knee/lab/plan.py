@@ -76,6 +76,7 @@ class SweepSpec:
     kv_cache: bool = True
     block_size: int = DEFAULT_BLOCK_SIZE
     token_budget: int = DEFAULT_TOKEN_BUDGET
+    overlap: bool = True  # where the device can
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
@@ -109,6 +110,7 @@ class SweepSpec:
             self.kv_cache,
             self.block_size,
             self.token_budget,
+            self.overlap,
         )
 
 
@@ -124,3 +126,4 @@ class Job:
     kv_cache: bool
     block_size: int
     token_budget: int
+    overlap: bool = True

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from knee.lab.schema import Fraction, Json, Model, Text, UtcTime
-from knee.lab.sweep_records import Claim, SweepMetrics
+from knee.lab.sweep_records import Claim, GpuUse, SweepMetrics
 
 # 1: the first.
 SCHEMA_VERSION = 1
@@ -127,8 +127,9 @@ class BaselineMetrics(Model):
 
     `decode_loop_ms` is the sum over `decode_steps` steps; `total_generate_ms` is warm prefill and decode loop;
     `output_tokens_per_s` counts the tokens given to the request. `gpu_utilization` is a fraction, null where there
-    is no GPU (the reason is in the record's notes). `kv_cache_shape` is that of the contiguous equivalent:
-    batch, KV heads, tokens, head dimension; null with the KV cache off.
+    is no GPU (the reason is in the record's notes); `gpu` has the rest of what its sensors said, from the prefill of
+    the reported run to its last token, where the model ran on one. `kv_cache_shape` is that of the contiguous
+    equivalent: batch, KV heads, tokens, head dimension; null with the KV cache off.
     """
 
     kind: Literal["baseline"] = "baseline"
@@ -151,6 +152,7 @@ class BaselineMetrics(Model):
     token_ids: list[int]
     prefill_runs_ms: list[float]  # every warm prefill
     decode_step_ms: list[float]  # every decode step of the reported run
+    gpu: GpuUse | None = None
 
 
 class TopCandidate(Model):

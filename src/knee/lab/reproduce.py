@@ -89,7 +89,13 @@ def choice_of(record: Record) -> ModelChoice:
     # A path was relative to the folder of then; where the record says which it was, nothing else is looked for.
     source = record.model.source
     name = source if Path(source).is_absolute() else options["model"]
-    return ModelChoice(name, options.get("device", "auto"), options.get("dtype", "auto"), options.get("threads"))
+    return ModelChoice(
+        name,
+        options.get("device", "auto"),
+        options.get("dtype", "auto"),
+        options.get("threads"),
+        options.get("batch_invariant") != "off",
+    )
 
 
 def _options(record: Record, new: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,6 +156,7 @@ def sweep_spec(record: Record, workload: Workload, repeats: int | None = None) -
         params=_params(record, "ignore_eos"),
         kv_cache=record.kv_cache == "on",
         block_size=_block_size(record),
+        overlap=_overlap(record),
         token_budget=options.get("max_batched_tokens", DEFAULT_TOKEN_BUDGET),
     )
 
@@ -162,6 +169,10 @@ def _params(record: Record, *names: str) -> SamplingParams:
 def _block_size(record: Record) -> int:
     asked: Any = record.options.get("block_size", DEFAULT_BLOCK_SIZE)
     return int(asked)
+
+
+def _overlap(record: Record) -> bool:
+    return record.options.get("overlap") != "off"
 
 
 def _sweep(record: Record, llm: LLM, again: Again) -> Work:
@@ -195,6 +206,7 @@ def _baseline(record: Record, llm: LLM, _again: Again) -> Work:
         warm_prefills=options.get("warm_prefills", baseline.MIN_WARM_PREFILLS),
         kv_cache=record.kv_cache == "on",
         block_size=_block_size(record),
+        overlap=_overlap(record),
     )
     baseline.check(llm, spec)
     return Work(spec.workload, _ALONE, lambda sink: baseline.run(llm, spec, sink))
@@ -219,6 +231,7 @@ def _kvcache(record: Record, llm: LLM, again: Again) -> Work:
         max_new_tokens=record.workload.max_new_tokens,
         ignore_eos=_params(record, "ignore_eos").ignore_eos,
         block_size=_block_size(record),
+        overlap=_overlap(record),
     )
     kvcache.check(llm, spec)
     return Work(spec.together, _ALONE, lambda sink: kvcache.run(llm, spec, sink, progress=again.progress))

@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Sequence
 
 from knee.engine.types import FinishReason, Request, StepStats
+from knee.lab.gpu import GpuSeen
 from knee.lab.measure import Measured, SoloTimes
 from knee.lab.records import RequestRow, StepRow
-from knee.lab.sweep_records import Solo, TrialRow, WarmStep
+from knee.lab.sweep_records import GpuUse, Solo, TrialRow, WarmStep
 from knee.lab.trial import Trial
 
 _MOST_ERRORS = 10
@@ -44,7 +45,29 @@ def trial_row(measured: Measured, started_at: str, seconds: float) -> TrialRow:
         swap_gib=measured.swap_gib,
         clock_gap_s=measured.clock_gap,
         trace_us=None if trace is None else trace * 1e6,
+        gpu=gpu_use(measured.gpu, trial),
+        device_warnings=list(measured.device_warnings),
         errors=trial.errors[:_MOST_ERRORS],
+    )
+
+
+def gpu_use(seen: GpuSeen | None, trial: Trial) -> GpuUse | None:
+    """What the GPU did in a trial, and what each token given to a request took of its energy."""
+    if seen is None:
+        return None
+    tokens = sum(len(request.output) for request in trial.requests)
+    energy = seen.energy_j
+    return GpuUse(
+        seconds=seen.seconds,
+        utilization=seen.utilization,
+        memory_gib=seen.memory_gib,
+        power_w=seen.power_w,
+        energy_j=energy,
+        joules_per_token=None if energy is None or not tokens else energy / tokens,
+        clock_mhz=seen.clock_mhz,
+        temperature_c=seen.temperature_c,
+        throttled=seen.throttled,
+        missing=list(seen.missing),
     )
 
 

@@ -51,7 +51,7 @@ def check(llm: LLM, spec: SweepSpec) -> None:
 def _engine(llm: LLM, spec: SweepSpec) -> Engine:
     policy = spec.largest.make(spec.token_budget)
     longest = spec.workload.longest
-    return llm.engine(policy, longest=longest, kv_cache=spec.kv_cache, block_size=spec.block_size)
+    return llm.engine(policy, longest=longest, kv_cache=spec.kv_cache, block_size=spec.block_size, overlap=spec.overlap)
 
 
 def costs_of(llm: LLM) -> CostModel:
@@ -66,15 +66,15 @@ def beginning(llm: LLM, spec: SweepSpec, slo: str | None) -> dict[str, Any]:
 
 def roofs_of(llm: LLM) -> Roofs:
     """The machine's limits for this model's type of weights; keeps no hold of the model."""
-    return roofs(llm.device.dtype, llm.device.threads or default_threads())
+    return roofs(llm.device.dtype, llm.device.threads or default_threads(), llm.device.name)
 
 
 Roofs = Callable[[], Limits | None]
 
 
-def roofs(dtype: str, threads: int) -> Roofs:
+def roofs(dtype: str, threads: int, device: str) -> Roofs:
     """What the machine can do, to be measured before the first trial and after the last."""
-    return lambda: measure_limits(dtype, threads)
+    return lambda: measure_limits(dtype, threads, device)
 
 
 def no_roofs() -> None:

@@ -96,12 +96,34 @@ class Solo(Model):
     e2el_ms: NonNegativeFloat
 
 
+class GpuUse(Model):
+    """What the GPU did while requests ran, by its own sensors (NVML): the whole card, whoever else used it.
+
+    `utilization` is the mean share of the time in which anything ran, `power_w` and `clock_mhz` are means, `memory_gib`
+    and `temperature_c` the highest seen; `joules_per_token` is `energy_j` over the tokens given to requests.
+    `throttled` has the share of the time in which the clock was held down, by the reason for it. `missing` says why
+    something is null. Of a cell: the median over its trials, of memory and temperature the highest.
+    """
+
+    seconds: NonNegativeFloat
+    utilization: Fraction | None = None
+    memory_gib: NonNegativeFloat | None = None
+    power_w: NonNegativeFloat | None = None
+    energy_j: NonNegativeFloat | None = None
+    joules_per_token: NonNegativeFloat | None = None
+    clock_mhz: NonNegativeFloat | None = None
+    temperature_c: float | None = None
+    throttled: dict[str, Fraction] = {}
+    missing: list[Text] = []
+
+
 class TrialRow(Model):
     """What is known of one trial beside its rows: when it ran, how it began, and what the machine was like meanwhile.
 
     `pulse_ms` is the time of a fixed piece of arithmetic, before and after; `other_load` in cores, of other processes
     and of a virtual machine's neighbours; `swap_gib` what was swapped in and out; `client_delay_ms` the 99th
-    percentile of the load generator's delay. What this system does not tell is null.
+    percentile of the load generator's delay. What this system does not tell is null. `gpu` is null where the model ran
+    on no GPU. `device_warnings` are the device's own, of what did not go as intended.
     """
 
     cell: NonNegativeInt
@@ -120,6 +142,8 @@ class TrialRow(Model):
     swap_gib: NonNegativeFloat | None = None
     clock_gap_s: float = 0.0
     trace_us: NonNegativeFloat | None = None  # what recording one step took
+    gpu: GpuUse | None = None
+    device_warnings: list[Text] = []
     errors: list[Text] = []
 
 
@@ -214,7 +238,8 @@ class SweepCell(Model):
     averaged over the time that steps took. `failed` counts requests that did not run to their end; `requests.jsonl`
     has them too. `cell` is its number in the JSONL files; of a run cut off, cells that were not reached are missing.
     `intervals` has the median over repeats of each metric in `COMPARED`, latencies being means over a trial's requests;
-    `power` is requests/s over seconds of latency (Kleinrock 1979).
+    `power` is requests/s over seconds of latency (Kleinrock 1979). Where the model ran on a GPU, `gpu` says what that
+    did, and `intervals` has `joules_per_token`, if all repeats have it.
     """
 
     cell: NonNegativeInt = 0
@@ -241,6 +266,7 @@ class SweepCell(Model):
     window_idle: bool = False  # its wait window could not matter: every batch was full, or the last, when it started
     intervals: dict[str, Interval] = {}
     explanation: CellExplanation | None = None
+    gpu: GpuUse | None = None
 
 
 class Tradeoff(Model):

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 
+from knee.collector import collector_paused
 from knee.engine.engine import Engine
 from knee.engine.types import Request, SamplingParams, StepResult, StepStats
 from knee.errors import KneeError
@@ -99,16 +100,17 @@ def run_trial(
     client = _Client(workload)
     engine.more_expected = True
     trial.origin = client.start(engine.clock())
-    while client.due or engine.has_work:
-        client.submit_due(engine, params, trial)
-        result = _step(engine, trial)
-        if result is None:
-            client.engine_free(engine, [engine.clock()] * client.unanswered(engine))
-        elif result.stats is not None:
-            trial.steps.append(result.stats)
-            client.engine_free(engine, [event.at for event in result.events if event.finish_reason is not None])
-        else:
-            _wait(engine, client.due, result.wake_at, sleep)
+    with collector_paused():
+        while client.due or engine.has_work:
+            client.submit_due(engine, params, trial)
+            result = _step(engine, trial)
+            if result is None:
+                client.engine_free(engine, [engine.clock()] * client.unanswered(engine))
+            elif result.stats is not None:
+                trial.steps.append(result.stats)
+                client.engine_free(engine, [event.at for event in result.events if event.finish_reason is not None])
+            else:
+                _wait(engine, client.due, result.wake_at, sleep)
     return trial
 
 

@@ -52,10 +52,11 @@ class ModelChoice:
     device: str
     dtype: str
     threads: int | None
+    batch_invariant: bool = True
 
     def load(self) -> LLM:
         """Raises what `LLM.load` does."""
-        return LLM.load(self.model, self.device, self.dtype, self.threads)
+        return LLM.load(self.model, self.device, self.dtype, self.threads, self.batch_invariant)
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,12 +56,16 @@ def find_weights(program: Program, checkpoint: Checkpoint) -> dict[str, Weight]:
     return {name: FileWeight(spec, checkpoint.tensors[spec.source]) for name, spec in program.weights.items()}
 
 
-def check_memory(plan: WeightPlan) -> None:
-    """Raise `OutOfMemory` where weights that a device would keep so do not fit; nothing is allocated before."""
-    needed, there = plan.bytes, available_memory()
+def check_memory(plan: WeightPlan, on_device: int | None = None) -> None:
+    """Raise `OutOfMemory` where weights that a device would keep so do not fit; nothing is allocated before.
+
+    `on_device` is what is free there, for a device with memory of its own.
+    """
+    needed, there = plan.bytes, available_memory() if on_device is None else on_device
     if needed > there:
+        whose = "memory" if on_device is None else "the device's memory"
         raise OutOfMemory(
-            f"the weights need {needed / 2**30:.2f} GiB in {plan.dtype} and {there / 2**30:.2f} GiB of memory are "
+            f"the weights need {needed / 2**30:.2f} GiB in {plan.dtype} and {there / 2**30:.2f} GiB of {whose} are "
             "free: close other programs or use a smaller model"
         )
 

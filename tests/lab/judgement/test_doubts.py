@@ -10,6 +10,7 @@ import pytest
 from knee.lab.judgement.judge import judge
 from knee.lab.messages import translated
 from knee.lab.records import RequestRow, StepRow, Warning_
+from knee.lab.sweep_records import GpuUse
 from tests.lab.judgement.sweeps import make, setting, steady, step_rows
 
 TWO = [(setting(size=1), steady(0.2)), (setting(size=4), steady(0.1))]
@@ -183,15 +184,46 @@ def test_who_waits_for_company_is_not_overrun():
     assert "saturated" not in warnings(spec, [queued(row) for row in requests], steps)
 
 
+GRAPH = "the step of 16 rows could not be captured as a CUDA graph (out of memory): it runs launch by launch, slower"
+
+
+def test_what_a_device_could_not_do_is_told_once_in_its_own_words_with_its_cells():
+    found = with_trials(lambda cell, _: {"device_warnings": [f"{GRAPH}."]} if cell else {})["device_fallback"]
+    assert found.message == f"The device did not run as intended: {GRAPH}."
+    assert found.cells == [1]
+    many = with_trials(lambda *_: {"device_warnings": [f"no graph for {n} rows" for n in range(10)]})["device_fallback"]
+    assert "no graph for 3 rows; and 6 more." in many.message
+    assert many.cells == [0, 1]
+
+
+@pytest.mark.parametrize(("share", "trials", "told"), [(0.9, 5, True), (0.1, 5, False), (0.9, 1, False)])
+def test_a_gpu_that_held_its_clock_down_for_long_in_many_trials_is_told_of(share: float, trials: int, told: bool):
+    def trial(_cell: int, repeat: int) -> dict[str, Any]:
+        throttled = {"hardware_thermal": share} if repeat < trials else {}
+        return {"gpu": GpuUse(seconds=2.0, throttled=throttled)}
+
+    found = with_trials(trial, repeats=6)
+    assert ("throttled" in found) is told
+    if told:
+        assert "10 of 12 trials (hardware thermal)" in found["throttled"].message
+
+
 def test_every_warning_and_advice_is_there_in_chinese():
     everything = make(
         [(one, lambda repeat, _request: 0.1 * (1 + 0.3 * repeat)) for one, _ in TWO],
         repeats=6,
-        trial=lambda *_: {"other_load": 0.5, "swap_gib": 2.0, "pulse_ms": (10.0, 20.0)},
+        trial=lambda *_: {
+            "other_load": 0.5,
+            "swap_gib": 2.0,
+            "pulse_ms": (10.0, 20.0),
+            "device_warnings": [GRAPH],
+        },
         steps=cold_steps,
     )
     found = warnings(*everything)
-    assert {"noisy", "drifting", "throttled", "other_load", "swap", "cold", "few_samples"} <= set(found)
+    assert {"noisy", "drifting", "throttled", "other_load", "swap", "cold", "few_samples", "device_fallback"} <= set(
+        found
+    )
     for one in found.values():
         assert translated("zh", one.message) != one.message
         assert one.advice is not None

@@ -154,18 +154,18 @@ class _Step:
 
         Oldest first is decode first: nobody gets a token before the prefill of all its elders is done.
         """
-        line = deque(requests)
+        line, cached, blocks_needed = deque(requests), self._pool.enabled, self._pool.blocks_needed
         while line:
             request = line.popleft()
             pending = request.num_pending
             num_tokens = pending if pending < self._budget else self._budget
-            blocks = self._pool.blocks_needed(request, num_tokens)
+            blocks = blocks_needed(request, num_tokens)
             while blocks > self._blocks and line:
                 self._preempt(line.pop())
             if blocks > self._blocks:
                 self._preempt(request)
             elif num_tokens:
-                decodes = bool(request.output) and (pending == 1 or not self._pool.enabled)
+                decodes = (pending == 1 or not cached) and (request.num_unseen > 0 or bool(request.output))
                 self.chunks.append(Chunk(request, num_tokens, blocks, num_tokens == pending, decodes))
                 self._blocks -= blocks
                 self._budget -= num_tokens

@@ -1,7 +1,8 @@
 """What makes a sweep's numbers less trustworthy: a closed set, each with advice that depends on what was done already.
 
 Codes: tokens_differ, requests_failed, late_client, few_samples, noisy, drifting, throttled, other_load, swap, cold,
-saturated, clock_gap. (coarse_timer, threads and what `knee doctor` finds come from a look around, `experiment.py`.)
+saturated, clock_gap, device_fallback. (coarse_timer, threads and what `knee doctor` finds come from a look around,
+`experiment.py`.)
 Each function answers one question, and gives nothing where there is nothing to say.
 """
 
@@ -33,6 +34,7 @@ COLD = 1.5  # the first steps over the later ones
 BACKLOG, LEAST_BACKLOG = 0.25, 3  # of the requests, still waiting when the last one comes
 SPARE = 0.05  # of a cell's time with nothing running: it was not the engine that was too slow
 _MANY_REPEATS = 10
+_MOST_SENTENCES = 4
 _PERCENTILES = (99.0, 95.0, 90.0)
 
 
@@ -261,11 +263,32 @@ def drifting(given: Evidence) -> Warning_ | None:
     return _doubt("drifting", "drifting", (), f"drifting_{direction}", percent=f"{abs(found.change) * 100:.0f}")
 
 
+# --- the device ----------------------------------------------------------------------------------------------------
+
+
+def device_fallback(given: Evidence) -> Warning_ | None:
+    """The device did something in another way than it should."""
+    trials = [trial for trial in given.spec.trials if trial.device_warnings]
+    cells = sorted({trial.cell for trial in trials})
+    found = fell_back([one for trial in trials for one in trial.device_warnings], cells)
+    return found[0] if found else None
+
+
+def fell_back(sentences: Sequence[str], cells: Sequence[int] = ()) -> list[Warning_]:
+    """The warning of a device, in its own words; none where it had nothing to say."""
+    said = list(dict.fromkeys(sentence.rstrip(".") for sentence in sentences))
+    more = [f"and {len(said) - _MOST_SENTENCES} more"] if len(said) > _MOST_SENTENCES else []
+    what = "; ".join([*said[:_MOST_SENTENCES], *more])
+    return [_doubt("device_fallback", "device_fallback", cells, what=what)] if said else []
+
+
 # --- the machine -------------------------------------------------------------------------------------------------
 
 
 def throttled(given: Evidence) -> Warning_ | None:
-    """A fixed piece of arithmetic took longer than it can, or the processor was hot or clocked down."""
+    """A fixed piece of arithmetic took longer than it can, or the processor or the GPU was hot or clocked down."""
+    if (gpu := _throttled_gpu(given)) is not None:
+        return gpu
     pulses = [trial.pulse_ms for trial in given.trials if trial.pulse_ms is not None]
     temperatures = [trial.temperature_c for trial in given.trials if trial.temperature_c is not None]
     hottest = max(temperatures, default=None)
@@ -285,6 +308,15 @@ def throttled(given: Evidence) -> Warning_ | None:
     advice = "throttled_load" if other_load(given) is not None else "throttled"
     worst = max(max(pair) for pair in pulses) / fastest
     return _doubt("throttled", advice, (), count=slow, of=len(pulses), worst=f"{(worst - 1) * 100:.0f}")
+
+
+def _throttled_gpu(given: Evidence) -> Warning_ | None:
+    uses = [trial.gpu for trial in given.trials if trial.gpu is not None]
+    slow = [use for use in uses if max(use.throttled.values(), default=0.0) > SLOW_TRIALS]
+    if not slow or len(slow) < SLOW_TRIALS * len(uses):
+        return None
+    reasons = ", ".join(sorted({why.replace("_", " ") for use in slow for why in use.throttled}))
+    return _doubt("throttled", "throttled_gpu", (), "throttled_gpu", count=len(slow), of=len(uses), reasons=reasons)
 
 
 def other_load(given: Evidence) -> Warning_ | None:
@@ -331,6 +363,7 @@ QUESTIONS: tuple[Question, ...] = (
     requests_failed,
     trials_failed,
     late_client,
+    device_fallback,
     few_repeats,
     noisy,
     drifting,

@@ -16,7 +16,7 @@ from knee.lab.judgement.explain import explain_cell, explanation, step_times
 from knee.lab.judgement.knee_point import find_knee
 from knee.lab.judgement.measured import CellRows, in_order
 from knee.lab.judgement.recommend import Candidate, recommend
-from knee.lab.metrics import requests_that_differ, summarize_cell, tradeoff
+from knee.lab.metrics import gpu_of, joules_per_token, requests_that_differ, summarize_cell, tradeoff
 from knee.lab.records import Record, RequestRow, StepRow
 from knee.lab.slo import Slo
 from knee.lab.spec import RunSpec
@@ -70,12 +70,21 @@ def _swept(record: Record, spec: RunSpec, requests: Sequence[RequestRow], steps:
     found_doubts = doubts(spec, rows, cells, differing)
     codes = {one.code for one in found_doubts}
     earlier = [one for one in record.warnings if one.code not in codes]  # what a look at the start said less well
-    return record.model_copy(update={"metrics": metrics, "warnings": [*found_doubts, *earlier]})
+    unseen = [sentence for cell in cells if cell.gpu is not None for sentence in cell.gpu.missing]
+    notes = list(dict.fromkeys([*record.notes, *unseen]))
+    return record.model_copy(update={"metrics": metrics, "warnings": [*found_doubts, *earlier], "notes": notes})
 
 
 def _cell(rows: CellRows, spec: RunSpec) -> SweepCell:
     found = summarize_cell(rows, Slo(spec.slo) if spec.slo else None, spec.seed)
-    return found.model_copy(update={"explanation": explain_cell(rows, spec.costs, spec.limits)})
+    trials = [one for one in spec.trials if one.cell == rows.number and one.repeat in rows.requests and not one.void]
+    return found.model_copy(
+        update={
+            "explanation": explain_cell(rows, spec.costs, spec.limits),
+            "gpu": gpu_of(trials),
+            "intervals": found.intervals | joules_per_token(trials, spec.seed),
+        }
+    )
 
 
 def solo_of(trials: Sequence[TrialRow]) -> Solo | None:

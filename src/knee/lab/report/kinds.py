@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from knee.lab.markdown import gpu_facts
 from knee.lab.messages import Lang
 from knee.lab.records import BaselineMetrics, InspectMetrics, InspectStep, KvCacheCell, KvCacheMetrics, Record
 from knee.lab.report.blocks import Block, Facts, Folded, Section, Sentences, Table
@@ -56,6 +57,7 @@ def _baseline(metrics: BaselineMetrics, say: Say) -> list[Section]:
         (say("log.gpu_utilization"), percent(metrics.gpu_utilization)),
         (say("baseline.kv_shape"), NOTHING if shape is None else f"({', '.join(map(str, shape))})"),
         (say("report.tokens"), f"{metrics.prompt_tokens} → {metrics.output_tokens}"),
+        *gpu_facts(metrics.gpu, say)[1:],  # its utilization stands above
     ]
     output = ", ".join(map(str, metrics.token_ids)) if metrics.text is None else metrics.text
     told = Sentences([f"“{output[:_LONGEST_TEXT]}”"], say("record.output"), verbatim=True)

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Callable, Sequence
 
+from knee.lab.markdown import GPU_NUMBERS, gpu_numbers
 from knee.lab.records import Record, Workload
 from knee.lab.report.answer import known
 from knee.lab.report.blocks import Block, Facts, Folded, Paste, Section, Sentences, Table
@@ -115,6 +116,8 @@ def tables(metrics: SweepMetrics, say: Say) -> Section:
         *(_folded(percentiles(cells, [name], say)) for name in ("queue", "service", "tpot", "itl")),
         _folded(_repeats(metrics, say)),
     ]
+    if any(cell.gpu for cell in cells):
+        blocks.append(_folded(_gpu(cells, say)))
     if metrics.tradeoff:
         blocks.append(_folded(_tradeoff(metrics, say)))
     if metrics.step_times:
@@ -198,6 +201,17 @@ def _repeats(metrics: SweepMetrics, say: Say) -> Table:
     )
 
 
+def _gpu(cells: Sequence[SweepCell], say: Say) -> Table:
+    """What the GPU did; the energy of a token stands once more at the end, with its interval."""
+    header = [say("report.cell"), *_gpu_header(say), say("gpu.per_token")]
+    rows = [[name_of(cell), *gpu_numbers(cell.gpu), interval(cell.intervals.get("joules_per_token"))] for cell in cells]
+    return Table(header, rows, title=say("gpu.title"), note=say("gpu.about"))
+
+
+def _gpu_header(say: Say) -> list[str]:
+    return [say(f"gpu.column.{name}") for name in GPU_NUMBERS]
+
+
 def _tradeoff(metrics: SweepMetrics, say: Say) -> Table:
     effects = [name for name in COMPARED if any(name in row.effects for row in metrics.tradeoff)]
     header = [
@@ -263,6 +277,9 @@ def _trials(metrics: SweepMetrics, say: Say) -> Table:
     labels = {trial.cell: names(metrics, [trial.cell])[0] for trial in metrics.trials}
     rows = [[labels[trial.cell], *_trial(trial, say)] for trial in metrics.trials]
     header = [say("report.cell"), *(say(f"report.column.{name}") for name in columns)]
+    if any(trial.gpu for trial in metrics.trials):
+        header += _gpu_header(say)
+        rows = [[*row, *gpu_numbers(trial.gpu)] for row, trial in zip(rows, metrics.trials, strict=True)]
     return Table(header, rows, title=say("report.table.trials"), note=say("report.table.trials_note"))
 
 

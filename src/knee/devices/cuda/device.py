@@ -1,0 +1,237 @@
+"""The cuda device: the program as Triton kernels on an NVIDIA GPU, whole steps as CUDA graphs.
+
+torch and Triton (the extra `cuda`) are imported when a device is made. Steps are started and finished apart, so that
+the host can prepare the next one while the GPU works on this one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from knee.devices.base import Device, Span, SpanOutput, StepOutput, Want, WeightPlan, Weights, not_finite
+from knee.devices.cuda.batch import outputs_of
+from knee.devices.cuda.dtypes import DTYPES, plan_dtype
+from knee.errors import OutOfMemory, UserError
+from knee.program import Program
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from knee.devices.cuda.steps import Flight
+
+MEMORY_VARIABLE = "KNEE_GPU_MEMORY_FRACTION"
+MEMORY_FRACTION = 0.9
+"""Of the GPU's memory; weights, KV pool and work space stay within it."""
+
+_NOT_FINITE = -2
+_NOTHING = SpanOutput()
+
+
+class CudaDevice(Device):
+    """Runs a program on the first visible NVIDIA GPU. `graphs`: whether steps are captured and replayed."""
+
+    name = "cuda"
+    dtypes = DTYPES
+    overlaps = True
+    can_vary = True
+    draws = True
+    block_size_default = 64
+    token_budget_default = 8192
+
+    def __init__(
+        self,
+        program: Program,
+        weights: Weights,
+        dtype: str = "auto",
+        threads: int | None = None,  # noqa: ARG002  the host's part has one
+        interpret: bool = False,
+    ) -> None:
+        """`interpret` runs the kernels in Triton's interpreter on the CPU: slow, for tests."""
+        import torch
+
+        from knee.devices.cuda.runner import Runner
+        from knee.devices.cuda.steps import Steps
+
+        plan = self.plan(program, weights, dtype)
+        self.dtype, self.dtype_reason = plan.dtype, plan.reason
+        self.program = program
+        where = torch.device("cpu" if interpret else "cuda")
+        self._runner = Runner.make(program, weights, plan.dtype, where, interpret)
+        self._steps = Steps(self._runner, graphs=not interpret)
+        if not interpret:
+            torch.cuda.synchronize()  # steps run in a stream of their own, and the weights were written in another
+        self._scratch_blocks = 0
+        self.isa = None if interpret else "sm_" + "".join(map(str, torch.cuda.get_device_capability()))
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """There may be no NVIDIA GPU, or no torch and Triton for it."""
+        if not has_gpu():
+            return "there is no NVIDIA GPU here, or no driver for it"
+        missing = [name for name in ("torch", "triton") if importlib.util.find_spec(name) is None]
+        if missing:
+            return f"{' and '.join(missing)} missing: pip install 'knee[cuda]'"
+        import torch
+
+        if not torch.cuda.is_available():
+            return (
+                f"this torch ({torch.__version__}) cannot use the GPU: pip install 'knee[cuda]' with a build for CUDA"
+            )
+        if torch.cuda.get_device_capability() < (8, 0):
+            return f"{torch.cuda.get_device_name()} is too old: compute capability 8.0 (Ampere) or newer is needed"
+        return None
+
+    @classmethod
+    def plan(cls, program: Program, weights: Weights, dtype: str = "auto") -> WeightPlan:
+        """By default 16 bits: what matrix units take."""
+        return plan_dtype(program, weights, dtype)
+
+    @classmethod
+    def free_memory(cls) -> int | None:
+        """What is left of the stated fraction of the GPU's memory, memory that torch keeps for reuse included."""
+        import torch
+
+        if not torch.cuda.is_available():
+            return None
+        free, total = torch.cuda.mem_get_info()
+        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return max(0, int(free + kept - (1 - memory_fraction()) * total))
+
+    @property
+    def graphs(self) -> bool:
+        """Whether steps are replayed as CUDA graphs; may be switched."""
+        return self._steps.graphs
+
+    @graphs.setter
+    def graphs(self, on: bool) -> None:
+        self._steps.graphs = on
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a row's bits never depend on the batch; may be switched off for faster prefill."""
+        return self._runner.batch_invariant
+
+    @batch_invariant.setter
+    def batch_invariant(self, on: bool) -> None:
+        if on != self._runner.batch_invariant:
+            self._steps.forget()
+        self._runner.batch_invariant = on
+
+    @property
+    def warnings(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Captures that failed."""
+        return tuple(self._steps.warnings)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values in the type of the activations."""
+        return self._runner.dtype.itemsize * self.program.kv_elements_per_token
+
+    @property
+    def weight_bytes(self) -> int:
+        """Padded matrices, scales, vectors."""
+        return self._runner.store.bytes
+
+    def allocate_kv(self, num_blocks: int, block_size: int) -> None:
+        """A new pool; the old one is given back first."""
+        self._steps.pool = None
+        self._scratch_blocks = 0
+        self._steps.use(self._make_pool(num_blocks, block_size))
+
+    def _make_pool(self, num_blocks: int, block_size: int) -> Any:
+        import torch
+
+        try:
+            return self._runner.make_pool(num_blocks, block_size)
+        except torch.OutOfMemoryError as error:
+            needed = num_blocks * block_size * self.kv_bytes_per_token / 2**30
+            raise OutOfMemory(f"the GPU has no room for a KV pool of {needed:.2f} GiB: use a smaller one") from error
+
+    def execute(self, batch: Sequence[Span]) -> list[SpanOutput]:
+        """Start and finish a step."""
+        return self.finish(self.start(batch)).spans
+
+    def start(self, batch: Sequence[Span]) -> Flight:
+        """Hand a step to the GPU; does not wait for it."""
+        if any([not span.block_table for span in batch]):
+            batch = self._with_scratch_blocks(batch)
+        return self._steps.start(batch)
+
+    def finish(self, started: Flight) -> StepOutput:
+        """Wait for the step's tokens."""
+        seconds = started.wait()
+        batch = started.batch
+        tokens = started.tokens[: batch.dims.outputs].tolist()
+        if batch.decode_only:
+            tokens = tokens[: len(batch.spans)]
+            if _NOT_FINITE in tokens:
+                raise not_finite(batch.spans[tokens.index(_NOT_FINITE)])
+            return StepOutput([SpanOutput(token) for token in tokens], seconds)
+        outputs = [_NOTHING] * len(batch.spans)
+        for place, span in zip(batch.order, batch.spans, strict=True):
+            outputs[place] = _output(span, batch.outputs[place], tokens, started.logits)
+        return StepOutput(outputs, seconds)
+
+    def _with_scratch_blocks(self, batch: Sequence[Span]) -> list[Span]:
+        """With the KV cache off: keys and values of this step only, in a pool that nobody else uses."""
+        size = self.block_size_default
+        needed = sum(-(-len(span.tokens) // size) for span in batch)
+        if needed > self._scratch_blocks:
+            self.allocate_kv(needed, size)
+            self._scratch_blocks = needed
+        spans, first = [], 0
+        for span in batch:
+            blocks = -(-len(span.tokens) // size)
+            spans.append(replace(span, block_table=range(first, first + blocks)))
+            first += blocks
+        return spans
+
+
+def _output(span: Span, first: int, tokens: list[int], logits: Tensor | None) -> SpanOutput:
+    """A span's part of a step's results, from its first output on."""
+    if span.want is Want.NOTHING:
+        return _NOTHING
+    if span.want is Want.TOKEN:
+        if tokens[first] == _NOT_FINITE:
+            raise not_finite(span)
+        return SpanOutput(tokens[first])
+    import numpy as np
+
+    assert logits is not None
+    found = logits[first : first + outputs_of(span)].numpy()
+    if not np.isfinite(found).all():
+        raise not_finite(span)
+    return SpanOutput(logits=found)
+
+
+def memory_fraction() -> float:
+    """Of the GPU's memory that knee may use. `UserError` for a setting that is none."""
+    asked = os.environ.get(MEMORY_VARIABLE)
+    if asked is None:
+        return MEMORY_FRACTION
+    try:
+        fraction = float(asked)
+    except ValueError:
+        fraction = 0.0
+    if not 0 < fraction <= 1:
+        raise UserError(f"the environment variable {MEMORY_VARIABLE} is {asked!r}: it must be above 0 and at most 1")
+    return fraction
+
+
+@cache
+def has_gpu() -> bool:
+    """Whether the NVIDIA driver is there and sees a GPU; does not import torch."""
+    for name in ("libcuda.so.1", "libcuda.so"):
+        try:
+            driver = ctypes.CDLL(name)
+        except OSError:
+            continue
+        count = ctypes.c_int(0)
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    return False

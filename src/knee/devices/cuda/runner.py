@@ -1,0 +1,637 @@
+"""A program as kernel launches: buffers, statistics, KV pool, and one launch (or two) for each fused operation.
+
+Everything a step needs to know lies in device memory at addresses that depend on nothing but its shape (`Dims`), so
+that the launches of a shape can be captured as a CUDA graph once and replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from knee.devices.base import Weights
+from knee.devices.cuda.batch import Dims
+from knee.devices.cuda.kernels import attention, linear, rows
+from knee.devices.cuda.tiling import ATTEND_MANY, ATTEND_ONE, FINISH, LIBRARY_ROWS, choose_tiling, padded, parts_of
+from knee.devices.cuda.weights import TORCH_TYPES, Store
+from knee.devices.fuse import RESULT, FusedLinear, FusedOp, fuse
+from knee.errors import KneeError
+from knee.machine import usable_cores
+from knee.program import Attention, Embed, Gate, Norm, Op, Program, Rope, SelectOutputs, WriteKV
+
+_TRITON_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+Launch = Callable[["Step"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Columns of a buffer from `column` on. `selected`: its rows are those whose logits are wanted, through a map."""
+
+    buffer: str
+    column: int = 0
+    selected: bool = False
+
+
+@dataclass(slots=True)
+class Pool:
+    """Keys and values, (layers, blocks, kv_heads, block_size, head_dim) each, and how wide block tables are."""
+
+    keys: Tensor
+    values: Tensor
+    block_size: int
+    table_width: int
+
+
+@dataclass(slots=True)
+class Step:
+    """What the launches of one step read: its shape, its integers, its block tables, its pool."""
+
+    dims: Dims
+    ints: dict[str, Tensor]
+    tables: Tensor
+    pool: Pool
+
+
+@dataclass(slots=True)
+class _Scratch:
+    """Device memory that a step works in, for up to `capacity` rows; addresses stay until it grows."""
+
+    capacity: int
+    buffers: dict[str, Tensor]
+    stats: Tensor  # (norms, 2, capacity): sums of squares, sums
+    slots: Tensor
+    best: Tensor
+    best_at: Tensor
+    scaled: Tensor  # rows of the stream times the next norm's weight
+    normed: Tensor
+    logits: Tensor | None = None
+    products: Tensor | None = None  # of a library
+    partial: list[Tensor] = field(default_factory=list)  # of splits: results, (largest, total), how many are done
+
+
+@dataclass
+class Runner:
+    """A program's launches with everything they need but the step."""
+
+    program: Program
+    store: Store
+    interpret: bool  # by Triton's interpreter on the CPU, as the tests do
+    pdl: bool = False
+    batch_invariant: bool = True  # no product goes to a library, whose order of summation depends on the rows
+    widths: dict[str, int] = field(default_factory=dict)
+    stream: set[str] = field(default_factory=set)  # buffers of the residual stream: float32, with statistics
+    views: dict[str, View] = field(default_factory=dict)
+    launches: list[Launch] = field(default_factory=list)
+    scratch: _Scratch | None = None
+    tokens: Tensor = field(init=False)  # the greedy token of each output of the last step
+
+    @classmethod
+    def make(cls, program: Program, weights: Weights, dtype: str, device: torch.device, interpret: bool) -> Runner:
+        """Read the weights and prepare the launches."""
+        pdl = not interpret and torch.cuda.get_device_capability(device) >= (9, 0)
+        runner = cls(program, Store(weights, dtype, device), interpret, pdl)
+        _Lowering(runner).run()
+        runner.tokens = torch.zeros(1, dtype=torch.int32, device=device)
+        return runner
+
+    @property
+    def device(self) -> torch.device:
+        """Where all memory is."""
+        return self.store.device
+
+    @property
+    def tile_rows(self) -> int:
+        """Tokens of a tile of a longer span: as many as registers hold."""
+        return 16 if self.dtype == torch.float32 else 64
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations, keys and values."""
+        return TORCH_TYPES[self.store.dtype]
+
+    def make_pool(self, blocks: int, block_size: int) -> Pool:
+        """A KV pool; its contents are whatever they are."""
+        program = self.program
+        shape = (program.layers, blocks, program.kv_heads, block_size, program.head_dim)
+        make = torch.zeros if self.interpret else torch.empty
+        width = min(max(blocks, 1), -(-program.positions // block_size))
+        keys, values = (make(shape, dtype=self.dtype, device=self.device) for _ in range(2))
+        return Pool(keys, values, block_size, width)
+
+    def reserve(self, dims: Dims) -> bool:
+        """Make room for a step of this shape. True if addresses have changed: captured graphs are void then."""
+        scratch, changed = self.scratch, False
+        if scratch is None or max(dims.rows, dims.outputs) > scratch.capacity:
+            self.scratch = scratch = self._make_scratch(max(64, _power_of_two(max(dims.rows, dims.outputs))))
+            changed = True
+        if (dims.logits or dims.drawn) and (scratch.logits is None or len(scratch.logits) < dims.outputs):
+            scratch.logits = torch.empty((dims.outputs, self.program.vocab_size), device=self.device)
+            changed = True
+        kept = dims.items * self.program.kv_heads * dims.splits if dims.splits > 1 else 1
+        if not scratch.partial or len(scratch.partial[0]) < kept:
+            group = self.program.heads // self.program.kv_heads
+            shape = (kept, max(16, triton.next_power_of_2(group)), self._dim)
+            scratch.partial = [
+                torch.empty(shape, device=self.device),
+                torch.empty((*shape[:2], 2), device=self.device),
+                torch.zeros(kept, dtype=torch.int32, device=self.device),
+            ]
+            changed = True
+        return changed
+
+    def run(self, step: Step) -> None:
+        """All launches of a step."""
+        for launch in self.launches:
+            launch(step)
+
+    @property
+    def _dim(self) -> int:
+        """Columns of a tile that holds a head."""
+        return max(16, int(triton.next_power_of_2(self.program.head_dim)))
+
+    def _make_scratch(self, capacity: int) -> _Scratch:
+        def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+
+        tiles = -(-self.program.vocab_size // 16)
+        widest = max(width for name, width in self.widths.items() if name in self.stream)
+        before, self.tokens = self.tokens, zeros(capacity, dtype=torch.int32)
+        self.tokens[: len(before)] = before  # the next step may want what the last one has made
+        return _Scratch(
+            capacity,
+            {
+                name: zeros(capacity, width, dtype=torch.float32 if name in self.stream else self.dtype)
+                for name, width in self.widths.items()
+            },
+            zeros(self.norms, 2, capacity, dtype=torch.int64),
+            zeros(capacity, dtype=torch.int32),
+            zeros(capacity * tiles, dtype=torch.float32),
+            zeros(capacity * tiles, dtype=torch.int32),
+            zeros(capacity, widest, dtype=self.dtype),
+            zeros(capacity, widest, dtype=self.dtype),
+        )
+
+    norms: int = 1  # statistics that a step keeps
+    compiling: bool = False
+
+    # --- launches ------------------------------------------------------------------------------------------------
+
+    def options(self, warps: int = 4, stages: int = 3, pdl: bool = True) -> dict[str, Any]:
+        """How a kernel is compiled and started. Fusion of multiply and add would depend on what is around them."""
+        if self.interpret:
+            return {}
+        return {
+            "num_warps": warps,
+            "num_stages": stages,
+            "enable_fp_fusion": False,
+            "launch_pdl": pdl and self.pdl,
+        }
+
+    def start(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+        """Launch a kernel; while `compile` goes through the launches, only have it compiled."""
+        if self.compiling:
+            kernel.warmup(*arguments, grid=grid, **options)
+        else:
+            kernel[grid](*arguments, **options)
+
+    def compile(self, steps: Sequence[Step]) -> None:
+        """Compile all kernels of some steps side by side, which takes a fraction of the time."""
+        if self.interpret or not hasattr(triton, "AsyncCompileMode"):
+            return
+        self.compiling = True
+        try:
+            with ThreadPoolExecutor(usable_cores()) as pool, triton.AsyncCompileMode(pool):
+                for step in steps:
+                    self.run(step)
+        finally:
+            self.compiling = False
+
+    def at(self, view: View) -> tuple[Tensor, int]:
+        """A view's memory from its first column on, and the distance of its rows."""
+        assert self.scratch is not None
+        buffer = self.scratch.buffers[view.buffer]
+        return buffer[:, view.column :] if view.column else buffer, buffer.stride(0)
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << (count - 1).bit_length()
+
+
+class _Lowering:
+    """Writes down a runner's launches, operation by operation."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.program = runner.program
+        self.store = runner.store
+        self.ops = fuse(runner.program, epilogues=True)
+        self._lay_out()
+        self.next_norms = _next_norms(self.ops, runner)
+        self.stats: dict[str, int] = {}  # a buffer of the stream -> where its last writer left its statistics
+        self.turns: dict[Rope, tuple[Tensor, Tensor]] = {}
+
+    def run(self) -> None:
+        """All operations, then the choice of tokens."""
+        for op in self.ops:
+            match op:
+                case Embed():
+                    self._embed(op)
+                case FusedLinear():
+                    self._linear(op)
+                case Attention():
+                    self._attention(op)
+                case Norm():
+                    self._norm(op)
+                case WriteKV():
+                    self._write_kv(op)
+                case SelectOutputs():
+                    self._select(op)
+                case _:
+                    raise KneeError(f"the cuda device has no kernel for {type(op).__name__} by itself")
+        self._choose()
+
+    # --- buffers -------------------------------------------------------------------------------------------------
+
+    def _lay_out(self) -> None:
+        """Which buffers there are, how wide, and which of them are the residual stream."""
+        runner, program = self.runner, self.program
+        for op in self.ops:
+            if isinstance(op, Embed):
+                runner.stream.add(op.out)
+            if isinstance(op, FusedLinear):
+                runner.stream.update(part.residual for part in op.parts if part.residual is not None)
+        stored = [op.writes if isinstance(op, FusedLinear) else _single(op) for op in self.ops]
+        for names in stored:
+            if not names or names == (RESULT,) or names[0] in runner.views:
+                continue
+            name, column = "+".join(names), 0
+            for one in names:
+                runner.views[one] = View(name, column)
+                column += program.buffers[one].width
+            runner.widths[name] = max(padded(column), runner.widths.get(name, 0))
+
+    def _view(self, name: str) -> View:
+        return self.runner.views[name]
+
+    def _new_stats(self, buffer: str) -> int:
+        place = self.stats[buffer] = self.runner.norms if self.stats else 0
+        self.runner.norms = place + 1
+        return place
+
+    def _next_weight(self, op: FusedOp) -> Tensor | None:
+        """The weight of the RMS norm that alone reads what an operation writes to the stream."""
+        norm = self.next_norms.get(id(op))
+        if norm is None:
+            return None
+        return self.store.vector(norm.weight, width=padded(self.program.buffers[norm.x].width))
+
+    def _rope(self, rope: Rope) -> tuple[Tensor, Tensor]:
+        """Cosine and sine, (positions, head_dim / 2) each."""
+        if rope not in self.turns:
+            frequencies = torch.tensor(rope.inverse_frequencies, dtype=torch.float32)
+            angles = torch.arange(self.program.positions, dtype=torch.float32)[:, None] * frequencies
+            self.turns[rope] = angles.cos().to(self.runner.device), angles.sin().to(self.runner.device)
+        return self.turns[rope]
+
+    # --- operations ----------------------------------------------------------------------------------------------
+
+    def _embed(self, op: Embed) -> None:
+        runner, matrix, width = self.runner, self.store.matrix(op.weight), self.program.buffers[op.out].width
+        position_w = None if op.position_weight is None else self.store.table(op.position_weight)
+        view, block, first = self._view(op.out), triton.next_power_of_2(width), self._new_stats(op.out)
+        if first != 0:
+            raise KneeError("the cuda device wants a program to begin with its embedding")
+        next_weight = self._next_weight(op)
+
+        def launch(step: Step) -> None:
+            scratch, ints = runner.scratch, step.ints
+            assert scratch is not None
+            out, stride = runner.at(view)
+            runner.start(
+                rows.embed, (step.dims.rows,),
+                ints["tokens"], ints["sources"], runner.tokens, ints["positions"], ints["row_spans"],
+                step.tables, step.pool.table_width, step.pool.block_size, scratch.slots,
+                matrix.data, matrix.scale, matrix.data.stride(0), position_w, out, stride, width,
+                scratch.stats, runner.norms, scratch.capacity, next_weight, scratch.scaled,
+                WIDTH=block, NORMS=triton.next_power_of_2(runner.norms), **runner.options(pdl=False),
+            )  # fmt: skip
+
+        runner.launches.append(launch)
+
+    def _select(self, op: SelectOutputs) -> None:
+        """No copy: who reads the selected rows finds them through a map."""
+        later = self.ops[self.ops.index(op) + 1 :]
+        if any(op.x in (other.writes if isinstance(other, FusedLinear) else _single(other)) for other in later):
+            raise KneeError(f"the cuda device wants {op.x} to stay as it is after its outputs were selected")
+        view = self._view(op.x)
+        self.runner.views[op.out] = View(view.buffer, view.column, selected=True)
+        if op.x in self.runner.stream:
+            self.runner.stream.add(op.out)
+            self.stats[op.out] = self.stats[op.x]
+
+    def _norm(self, op: Norm) -> None:
+        """A norm that is nobody's prologue: of the heads of q or k."""
+        runner, width = self.runner, self.program.weights[op.weight].size
+        view, out_view = self._view(op.x), self._view(op.out)
+        weight, bias = self.store.vector(op.weight), self.store.vector(op.bias)
+        groups, block = self.program.buffers[op.x].width // width, triton.next_power_of_2(width)
+
+        def launch(step: Step) -> None:
+            (x, x_stride), (out, out_stride) = runner.at(view), runner.at(out_view)
+            runner.start(
+                rows.normalize_groups, (step.dims.rows, groups),
+                x, x_stride, weight, bias, op.eps, out, out_stride, width,
+                NORM=op.kind, WIDTH=block, PDL=runner.pdl, **runner.options(warps=1),
+            )  # fmt: skip
+
+        runner.launches.append(launch)
+
+    def _write_kv(self, op: WriteKV) -> None:
+        runner, program = self.runner, self.program
+        views = [self._view(name) for name in (op.q, op.k, op.v)]
+        cos, sin = (None, None) if op.rope is None else self._rope(op.rope)
+        grid, pairs = program.heads + 2 * program.kv_heads, triton.next_power_of_2((program.head_dim + 1) // 2)
+
+        def launch(step: Step) -> None:
+            scratch, pool = runner.scratch, step.pool
+            assert scratch is not None
+            (q, q_stride), (k, k_stride), (v, v_stride) = [runner.at(view) for view in views]
+            runner.start(
+                rows.write_kv, (step.dims.rows, grid),
+                q, q_stride, k, k_stride, v, v_stride, step.ints["positions"], scratch.slots, cos, sin,
+                pool.keys[op.layer], pool.values[op.layer],
+                program.head_dim, program.heads, program.kv_heads, pool.block_size,
+                ROPE=op.rope is not None, PAIRS=pairs, PDL=runner.pdl, **runner.options(warps=1),
+            )  # fmt: skip
+
+        runner.launches.append(launch)
+
+    def _attention(self, op: Attention) -> None:
+        runner, program = self.runner, self.program
+        q_view, out_view, group = self._view(op.q), self._view(op.out), program.heads // program.kv_heads
+        dim = max(16, triton.next_power_of_2(program.head_dim))
+        shared = {
+            "GROUP": group, "DIM": dim, "TILE": attention.TILE, "SPLIT": attention.SPLIT,
+            "DTYPE": _TRITON_TYPES[runner.dtype], "WIDE": runner.interpret, "PDL": runner.pdl,
+        }  # fmt: skip
+
+        def launch(step: Step) -> None:
+            scratch, dims, ints, pool = runner.scratch, step.dims, step.ints, step.pool
+            assert scratch is not None
+            (q, q_stride), (out, out_stride) = runner.at(q_view), runner.at(out_view)
+            keys, values = pool.keys[op.layer], pool.values[op.layer]
+            whole = pool.block_size % attention.TILE == 0
+            if dims.items:
+                runner.start(
+                    attention.attend_one, (dims.items, program.kv_heads, dims.splits),
+                    q, q_stride, out, out_stride, keys, values, ints["decode_rows"], ints["contexts"],
+                    step.tables, pool.table_width, *scratch.partial,
+                    op.scale, program.head_dim, program.kv_heads, pool.block_size, dims.splits,
+                    GROUP_PADDED=max(16, triton.next_power_of_2(group)), WHOLE_TILES=whole,
+                    **shared, **runner.options(*ATTEND_ONE),
+                )  # fmt: skip
+            if dims.tiles:
+                runner.start(
+                    attention.attend_many, (dims.tiles, program.heads),
+                    q, q_stride, out, out_stride, keys, values, ints["tile_rows"], ints["tile_lengths"],
+                    ints["tile_positions"], ints["tile_spans"], step.tables, pool.table_width,
+                    op.scale, program.head_dim, program.kv_heads, pool.block_size,
+                    ROWS=runner.tile_rows, WHOLE_TILES=whole, **shared, **runner.options(*ATTEND_MANY),
+                )  # fmt: skip
+
+        runner.launches.append(launch)
+
+    def _linear(self, op: FusedLinear) -> None:
+        runner, program = self.runner, self.program
+        first = op.parts[0]
+        matrix = self.store.matrix(*(part.weight for part in op.parts))
+        sizes = [program.weights[part.weight].shape[0] for part in op.parts]
+        bias = self.store.vector(*(part.bias for part in op.parts), sizes=sizes)
+        norm = op.prologue if isinstance(op.prologue, Norm) else None
+        if op.prologue is not None and (norm is None or norm.x not in runner.stream):
+            raise KneeError(f"the cuda device has no prologue {type(op.prologue).__name__} for {first.out}")
+        x_name = first.x if norm is None else norm.x
+        rope = op.epilogue.rope if isinstance(op.epilogue, WriteKV) else None
+        made = _Linear(
+            runner=runner,
+            x=self._view(x_name),
+            stats=-1 if norm is None else self.stats[x_name],
+            norm=norm,
+            norm_vectors=self._norm_vectors(norm, matrix.data.shape[1]),
+            next_weight=self._next_weight(op),
+            w=matrix.data,
+            scale=matrix.scale,
+            bias=bias,
+            residual=None if first.residual is None else self._view(first.residual),
+            out=None if op.writes == (RESULT,) else self._view(op.writes[0]),
+            out_stats=self._new_stats(op.writes[0]) if op.writes[0] in runner.stream else -1,
+            stats_kind=self._stats_kind(),
+            epilogue=_epilogue(op),
+            activation=op.epilogue.activation if isinstance(op.epilogue, Gate) else first.activation or "",
+            layer=op.epilogue.layer if isinstance(op.epilogue, WriteKV) else 0,
+            turns=(None, None) if rope is None else self._rope(rope),
+            inputs=program.weights[first.weight].shape[1],
+            outputs=sum(sizes),
+        )
+        runner.launches.append(made.launch)
+
+    def _norm_vectors(self, norm: Norm | None, width: int) -> tuple[Tensor | None, Tensor | None]:
+        """Weight and bias of a layer norm. Of an RMS norm nothing is left to do but a factor for each row."""
+        if norm is None or norm.kind == "rms":
+            if norm is not None and norm not in self.next_norms.values():
+                raise KneeError(f"the cuda device wants each RMS norm alone behind what writes {norm.x}")
+            return None, None
+        bias = self.store.vector(norm.bias, width=width)
+        return self.store.vector(norm.weight, width=width), torch.zeros(width) if bias is None else bias
+
+    def _stats_kind(self) -> str:
+        kinds = {op.prologue.kind for op in self.ops if isinstance(op, FusedLinear) and isinstance(op.prologue, Norm)}
+        return "layer" if "layer" in kinds else "rms"
+
+    def _choose(self) -> None:
+        runner, program = self.runner, self.program
+
+        def launch(step: Step) -> None:
+            scratch, dims = runner.scratch, step.dims
+            assert scratch is not None
+            if dims.outputs:
+                tiles = -(-program.vocab_size // logits_tiling(runner, dims).columns)
+                runner.start(
+                    rows.choose, (dims.outputs,),
+                    scratch.best, scratch.best_at, tiles, runner.tokens,
+                    BLOCK=triton.next_power_of_2(tiles), PDL=runner.pdl, **runner.options(),
+                )  # fmt: skip
+            if dims.drawn:
+                runner.start(
+                    rows.draw, (dims.outputs,),
+                    scratch.logits, program.vocab_size, scratch.best, tiles,
+                    step.ints["temperatures"].view(torch.float32), step.ints["uniforms"].view(torch.float32),
+                    runner.tokens, TILES=triton.next_power_of_2(tiles), BLOCK=1024, PDL=runner.pdl, **runner.options(),
+                )  # fmt: skip
+
+        runner.launches.append(launch)
+
+
+def _next_norms(ops: Sequence[FusedOp], runner: Runner) -> dict[int, Norm]:
+    """For each operation (its id) that writes to the stream: the RMS norm that reads that, if it is the only one."""
+    readers: dict[int, list[Norm]] = {}
+    writer: dict[str, int] = {}
+    for op in ops:
+        if isinstance(op, SelectOutputs) and op.x in writer:
+            writer[op.out] = writer[op.x]
+        if isinstance(op, FusedLinear) and isinstance(op.prologue, Norm) and op.prologue.x in writer:
+            readers[writer[op.prologue.x]].append(op.prologue)
+        written = op.writes if isinstance(op, FusedLinear) else _single(op)
+        if written and written[0] in runner.stream:
+            writer[written[0]] = id(op)
+            readers[id(op)] = []
+    return {place: norms[0] for place, norms in readers.items() if len(norms) == 1 and norms[0].kind == "rms"}
+
+
+def logits_tiling(runner: Runner, dims: Dims) -> Any:
+    """The tiles of the last matrix, which the choice of tokens has to know, too."""
+    width = next(op.x for op in runner.program.ops if getattr(op, "out", None) == RESULT and hasattr(op, "x"))
+    inputs = runner.program.buffers[width].width
+    return choose_tiling("logits", dims.outputs, inputs, runner.dtype == torch.float32)
+
+
+def _single(op: Op | FusedLinear) -> tuple[str, ...]:
+    """What an operation that is not a linear layer stores in a buffer of its own."""
+    return (op.out,) if isinstance(op, Embed | Norm | Attention) else ()
+
+
+def _epilogue(op: FusedLinear) -> str:
+    if op.writes == (RESULT,):
+        return "logits"
+    return {type(None): "plain", Gate: "gate", WriteKV: "write_kv"}[type(op.epilogue)]
+
+
+@dataclass(slots=True)
+class _Linear:
+    """One fused linear layer's launch."""
+
+    runner: Runner
+    x: View
+    stats: int
+    norm: Norm | None
+    norm_vectors: tuple[Tensor | None, Tensor | None]
+    next_weight: Tensor | None
+    w: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
+    residual: View | None
+    out: View | None
+    out_stats: int
+    stats_kind: str
+    epilogue: str
+    activation: str
+    layer: int
+    turns: tuple[Tensor | None, Tensor | None]
+    inputs: int
+    outputs: int
+
+    def launch(self, step: Step) -> None:
+        """Start the kernel that suits the number of rows."""
+        runner, dims, program = self.runner, step.dims, self.runner.program
+        scratch = runner.scratch
+        assert scratch is not None
+        logits = self.epilogue == "logits"
+        count = dims.outputs if logits or self.x.selected else dims.rows
+        if not count:
+            return
+        wide = runner.dtype == torch.float32
+        tiles_of = choose_tiling(self.epilogue, count, self.inputs, wide)
+        x, x_stride = runner.at(self.x)
+        row_map = step.ints["output_rows"] if self.x.selected else None
+        norm = "" if self.norm is None else {"rms": "scaled", "layer": "layer"}[self.norm.kind]
+        if norm == "scaled":
+            x, x_stride = scratch.scaled, scratch.scaled.stride(0)
+        elif norm and tiles_of.apart:
+            self._layer_norm(x, x_stride, row_map, count)
+            x, x_stride, row_map, norm = scratch.normed, scratch.normed.stride(0), None, ""
+        if logits:
+            out, out_stride = scratch.logits, program.vocab_size
+        else:
+            assert self.out is not None
+            out, out_stride = runner.at(self.out)
+        shared: dict[str, Any] = {
+            "NORM": norm, "EPILOGUE": self.epilogue, "ACTIVATION": self.activation,
+            "STATS": self.stats_kind if self.out_stats >= 0 else "", "ROPE": self.turns[0] is not None,
+            "WIDTH": self.inputs, "PDL": runner.pdl,
+        }  # fmt: skip
+        after = (
+            self.scale, self.bias, None if self.residual is None else runner.at(self.residual)[0],
+            out, out_stride, scratch.stats[self.out_stats] if self.out_stats >= 0 else None, count, self.outputs,
+            self.next_weight, scratch.scaled,
+            step.ints["positions"], scratch.slots, *self.turns,
+            step.pool.keys[self.layer], step.pool.values[self.layer],
+            program.head_dim, program.heads, program.kv_heads, step.pool.block_size, scratch.best, scratch.best_at,
+        )  # fmt: skip
+        stats, eps = scratch.stats[self.stats] if norm else None, self.norm.eps if self.norm else 0.0
+        if self._by_library(count):
+            result = x if runner.compiling else self._product(x, count)
+            grid = (triton.cdiv(count, FINISH.rows), self._tiles(FINISH.columns))
+            runner.start(
+                linear.finish_product, grid,
+                result, stats, eps, scratch.capacity, *after, **shared,
+                ROWS=FINISH.rows, COLUMNS=FINISH.columns, **runner.options(FINISH.warps, pdl=False),
+            )  # fmt: skip
+            return
+        tiles, row_tiles = self._tiles(tiles_of.columns), triton.cdiv(count, tiles_of.rows)
+        kernel = linear.linear_few_rows if tiles_of.few else linear.linear_many_rows
+        runner.start(
+            kernel, (tiles, row_tiles) if tiles_of.few else (row_tiles, tiles),
+            x, x_stride, row_map, stats, *(self.norm_vectors if norm else (None, None)), eps, scratch.capacity,
+            self.w, *after, **shared,
+            INPUTS=self.w.shape[1], PARTS=parts_of(self.inputs), STORE=logits and (dims.logits or dims.drawn),
+            DTYPE=_TRITON_TYPES[runner.dtype], WIDE=runner.interpret, ROWS=tiles_of.rows, COLUMNS=tiles_of.columns,
+            AHEAD=tiles_of.ahead, **runner.options(tiles_of.warps, tiles_of.stages),
+        )  # fmt: skip
+
+    def _by_library(self, count: int) -> bool:
+        """Whether the product goes to cuBLAS, which is faster with many rows but sums otherwise there."""
+        runner = self.runner
+        return (
+            not runner.batch_invariant
+            and count >= LIBRARY_ROWS
+            and self.epilogue != "logits"
+            and self.w.dtype == runner.dtype != torch.float32
+        )
+
+    def _product(self, x: Tensor, count: int) -> Tensor:
+        scratch = self.runner.scratch
+        assert scratch is not None
+        if scratch.products is None or scratch.products.numel() < scratch.capacity * self.outputs:
+            scratch.products = torch.empty(scratch.capacity * self.outputs, dtype=x.dtype, device=x.device)
+        result = scratch.products[: count * self.outputs].view(count, self.outputs)
+        return torch.mm(x[:count, : self.w.shape[1]], self.w.T, out=result)
+
+    def _tiles(self, columns: int) -> int:
+        """Tiles of the outputs; a tile of pairs has half as many of each."""
+        half = columns // 2
+        if self.epilogue == "gate":
+            return -(-(self.outputs // 2) // half)
+        if self.epilogue == "write_kv":
+            head_dim = self.runner.program.head_dim
+            return self.outputs // head_dim * -(-((head_dim + 1) // 2) // half)
+        return -(-self.outputs // columns)
+
+    def _layer_norm(self, x: Tensor, x_stride: int, row_map: Tensor | None, count: int) -> None:
+        runner, norm = self.runner, self.norm
+        scratch = runner.scratch
+        assert scratch is not None
+        assert norm is not None
+        runner.start(
+            rows.layer_norm, (count,),
+            x, x_stride, row_map, scratch.stats[self.stats], *self.norm_vectors, norm.eps,
+            scratch.capacity, scratch.normed, scratch.normed.stride(0),
+            WIDTH=self.inputs, BLOCK=triton.next_power_of_2(self.inputs), PDL=runner.pdl, **runner.options(),
+        )  # fmt: skip

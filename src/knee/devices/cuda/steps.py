@@ -1,0 +1,253 @@
+"""Steps on their way: integers to the device, a replayed graph or single launches, results back, times from events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from knee.devices.base import Span
+from knee.devices.cuda.batch import Batch, Dims, Fields, Tables, round_up
+from knee.devices.cuda.kernels.attention import SPLIT
+from knee.devices.cuda.runner import Pool, Runner, Step
+
+_LARGEST_GRAPH = 8192  # rows; beyond, launching costs nothing beside the step
+_AHEAD = 2  # steps whose integers and results are in use at a time
+
+
+@dataclass(slots=True)
+class Flight:
+    """A step that was started: where its results will be, and when they are there."""
+
+    batch: Batch
+    tokens: Tensor  # in pinned memory
+    logits: Tensor | None
+    began: Any
+    ended: Any
+    arrived: Any
+
+    def wait(self) -> float | None:
+        """Until the results are there; the seconds that the device worked on them."""
+        if self.arrived is None:
+            return None
+        self.arrived.synchronize()
+        seconds: float = self.began.elapsed_time(self.ended) / 1e3
+        return seconds
+
+
+@dataclass(slots=True)
+class _Slot:
+    """Memory of the host that one step in flight uses. Pinned, so that copies run by themselves."""
+
+    ints: Tensor
+    tables: Tensor
+    written: Tables
+    tokens: Tensor
+    events: tuple[Any, Any, Any]
+
+
+@dataclass
+class Steps:
+    """Starts steps on a runner, in a stream of its own, at most `_AHEAD` of them at a time."""
+
+    runner: Runner
+    graphs: bool = True
+    warnings: list[str] = field(default_factory=list)
+    pool: Pool | None = None
+    _stream: Any = None
+    _ints: Tensor | None = None
+    _tables: Tensor | None = None
+    _slots: list[_Slot] = field(default_factory=list)
+    _count: int = 0
+    _captured: dict[Dims, Any] = field(default_factory=dict)
+    _seen: set[Dims] = field(default_factory=set)
+    _compiled: set[tuple[object, ...]] = field(default_factory=set)
+    _fields: dict[Dims, Fields] = field(default_factory=dict)
+    _made: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        if not self.runner.interpret:
+            self._stream = torch.cuda.Stream(self.runner.device)
+
+    def use(self, pool: Pool) -> None:
+        """Work on this pool from now on; graphs of another one are void. Compiles what a single request needs."""
+        self.pool = pool
+        self.forget()
+        self._tables = None
+        first = [Dims(1, 1, 0, 1, 1, 1, False), Dims(16, 0, 1, 1, 1, 1, False)]
+        if pool.keys.numel() and not self.runner.interpret:
+            with self._on_stream():
+                for dims in first:
+                    self._reserve(dims, self._fields_of(dims))
+                self._compile(first)
+
+    def start(self, spans: Sequence[Span]) -> Flight:
+        """Begin a step behind those that were started before."""
+        assert self.pool is not None
+        batch = Batch(spans, SPLIT, self.runner.tile_rows)
+        dims = batch.dims
+        fields = self._fields_of(dims)
+        with self._on_stream():
+            self._reserve(dims, fields)
+            self._prepare(dims)
+            slot = self._slots[self._count % _AHEAD]
+            self._count += 1
+            batch.write(slot.ints.numpy()[: fields.size], fields, self._made)
+            slot.written.write(batch)
+            self._made = batch.outputs
+            return self._launch(batch, slot, fields)
+
+    def _launch(self, batch: Batch, slot: _Slot, fields: Fields) -> Flight:
+        dims, runner = batch.dims, self.runner
+        assert self._ints is not None
+        assert self._tables is not None
+        began, ended, arrived = slot.events
+        if began is not None:
+            began.record(self._stream)
+        self._ints[: fields.size].copy_(slot.ints[: fields.size], non_blocking=True)
+        self._tables[: dims.spans].copy_(slot.tables[: dims.spans], non_blocking=True)
+        self._run(dims, fields)
+        if ended is not None:
+            ended.record(self._stream)
+        logits = None
+        if dims.logits:
+            assert runner.scratch is not None
+            assert runner.scratch.logits is not None
+            logits = torch.empty((dims.outputs, runner.program.vocab_size))
+            logits.copy_(runner.scratch.logits[: dims.outputs])  # waits for the step: who chooses is the host
+        slot.tokens[: dims.outputs].copy_(runner.tokens[: dims.outputs], non_blocking=True)
+        if arrived is not None:
+            arrived.record(self._stream)
+        return Flight(batch, slot.tokens, logits, began, ended, arrived)
+
+    def _run(self, dims: Dims, fields: Fields) -> None:
+        """Replay the shape's graph, or launch kernel by kernel; a shape that comes again is captured."""
+        graph = self._captured.get(dims) if self.graphs else None
+        if graph is not None:
+            graph.replay()
+            return
+        step = self._step(dims, fields)
+        self.runner.run(step)
+        if self._capturable(dims) and dims in self._seen:
+            self._capture(dims, step)
+        self._seen.add(dims)
+
+    def _capturable(self, dims: Dims) -> bool:
+        return self.graphs and not self.runner.interpret and dims.rows <= _LARGEST_GRAPH
+
+    def _prepare(self, dims: Dims) -> None:
+        """Before a shape runs for the first time: compile its kernels; capture a decode shape and all smaller ones.
+
+        As requests end, a batch goes through the smaller shapes, and capturing takes time.
+        """
+        if dims in self._captured or dims in self._seen:
+            return
+        if not dims.decode_only or not self._capturable(dims):
+            self._compile([dims])
+            return
+        shapes = [replace(dims, rows=rows, items=rows, spans=rows, outputs=rows) for rows in _ladder(dims.rows)]
+        missing = [shape for shape in shapes if shape not in self._captured]
+        self._compile(missing)
+        kept = self.runner.tokens.clone()  # the step may want what the one before has made
+        for shape in missing:
+            step = self._step(shape, self._fields_of(shape))
+            self._empty(step)
+            self.runner.run(step)  # once before it is captured, with nobody in it
+            self._capture(shape, step)
+            if not self.graphs:
+                break
+        self.runner.tokens.copy_(kept)
+
+    def _compile(self, shapes: Sequence[Dims]) -> None:
+        """Kernels that differ between shapes follow from powers of two, or nearly: others are compiled as they come."""
+        new = {shape.kernels: shape for shape in shapes if shape.kernels not in self._compiled}
+        self.runner.compile([self._step(shape, self._fields_of(shape)) for shape in new.values()])
+        self._compiled.update(new)
+
+    def _fields_of(self, dims: Dims) -> Fields:
+        return self._fields.get(dims) or self._fields.setdefault(dims, Fields(dims))
+
+    def _empty(self, step: Step) -> None:
+        """Nobody is in the step."""
+        for name, values in step.ints.items():
+            values.fill_(-1 if name in ("sources", "row_spans") else 0)
+
+    def _capture(self, dims: Dims, step: Step) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                self.runner.run(step)
+            finally:
+                graph.capture_end()
+        except RuntimeError as error:
+            self.graphs = False
+            self.warnings.append(
+                f"a step of {dims.rows} rows could not be captured as a CUDA graph ({str(error).splitlines()[0]}): "
+                "steps run launch by launch from here on, which is slower"
+            )
+            return
+        self._captured[dims] = graph
+
+    def _step(self, dims: Dims, fields: Fields) -> Step:
+        assert self._ints is not None
+        assert self._tables is not None
+        assert self.pool is not None
+        ints = {name: self._ints[begin : begin + length] for name, (begin, length) in fields.places.items()}
+        return Step(dims, ints, self._tables, self.pool)
+
+    # --- memory --------------------------------------------------------------------------------------------------
+
+    def _on_stream(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def forget(self) -> None:
+        """Graphs that were captured: what they launch, or where it works, has changed."""
+        if self._captured and self._stream is not None:
+            self._stream.synchronize()
+        self._captured.clear()
+
+    def _reserve(self, dims: Dims, fields: Fields) -> None:
+        """Room for a step of this shape on both sides. What grows is copied by nobody: no step may be in flight."""
+        assert self.pool is not None
+        device, pinned = self.runner.device, not self.runner.interpret
+        width = self.pool.table_width
+        if (
+            self._tables is None
+            or self._ints is None
+            or len(self._tables) < dims.spans
+            or (len(self._ints) < fields.size or len(self._slots[0].tokens) < dims.outputs)
+        ):
+            self._settle()
+            spans, size = max(64, 2 * dims.spans), max(1024, 2 * fields.size)
+            outputs = max(64, 2 * dims.outputs)
+            self._ints = torch.zeros(size, dtype=torch.int32, device=device)
+            self._tables = torch.zeros((spans, width), dtype=torch.int32, device=device)
+            self._slots = [_make_slot(size, spans, width, outputs, pinned) for _ in range(_AHEAD)]
+            self.forget()
+        if self.runner.reserve(dims):
+            self._settle()
+            self.forget()
+
+    def _settle(self) -> None:
+        if self._stream is not None:
+            self._stream.synchronize()
+
+
+def _ladder(rows: int) -> list[int]:
+    """The steps of the ladder up to this one, the largest first."""
+    return [step for step in range(rows, 0, -1) if round_up(step) == step]
+
+
+def _make_slot(ints: int, spans: int, width: int, outputs: int, pinned: bool) -> _Slot:
+    def zeros(*shape: int) -> Tensor:
+        made = torch.zeros(shape, dtype=torch.int32)
+        return made.pin_memory() if pinned else made
+
+    tables = zeros(spans, width)
+    events = tuple(torch.cuda.Event(enable_timing=True) if pinned else None for _ in range(3))
+    return _Slot(zeros(ints), tables, Tables(tables.numpy()), zeros(outputs), events)  # type: ignore[arg-type]

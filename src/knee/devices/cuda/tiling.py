@@ -1,0 +1,116 @@
+"""How a linear layer is cut into tiles: which kernel, tile sizes, warps. Speed only; no choice here changes a bit.
+
+The table was measured; `docs/performance.md` says on what.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+from knee.devices.cuda.kernels.common import CHUNK
+
+_MOST_WASTE = 1.15  # padding of the inputs that more parts may cost
+_MOST_AHEAD = 6  # rounds of weights that registers hold
+_SHARED_BYTES = 220 * 1024  # of a multiprocessor, for one program
+
+
+# Warps and stages of the attention kernels.
+ATTEND_ONE = (4, 3)
+ATTEND_MANY = (4, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """A linear layer's tiles. `ahead`: rounds of weights that are read before the kernel ahead has ended.
+
+    `apart`: the norm before it runs as a kernel of its own.
+    """
+
+    few: bool
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+    ahead: int = 0
+    apart: bool = False
+
+
+LIBRARY_ROWS = 512
+"""From so many rows on a product goes to cuBLAS, where bits may depend on the batch."""
+FINISH = Tiling(few=False, rows=32, columns=64, warps=4, stages=1)
+"""Of the kernel that does the rest then."""
+
+
+@cache
+def parts_of(inputs: int) -> int:
+    """Into how many parts the sum over so many inputs is dealt: at most four, the most that pad them by little.
+
+    Several parts have two chunks each at least: Triton makes dot(a, b, 0) + c into dot(a, b, c) where no loop is around
+    it, and two parts of one chunk would become one chain.
+    """
+    chunks = -(-inputs // CHUNK)
+    return next(parts for parts in (4, 3, 2, 1) if parts == 1 or _few_enough(chunks, parts))
+
+
+def _few_enough(chunks: int, parts: int) -> bool:
+    rounds = -(-chunks // parts)
+    return rounds > 1 and rounds * parts <= chunks * _MOST_WASTE
+
+
+@cache
+def padded(inputs: int) -> int:
+    """Inputs as they are stored: whole rounds of a chunk for each part."""
+    whole = CHUNK * parts_of(inputs)
+    return -(-inputs // whole) * whole
+
+
+# Few rows of many inputs: memory has to be kept busy for longer.
+_FOR_LONG_SUMS = {
+    "write_kv": Tiling(True, 16, 16, 4, 3, ahead=4),
+    "plain": Tiling(True, 16, 16, 8, 3, ahead=8),
+    "gate": Tiling(True, 16, 16, 4, 5),
+}
+
+
+@cache
+def choose_tiling(epilogue: str, rows: int, inputs: int, wide: bool) -> Tiling:
+    """For a step of so many rows. `wide`: 32-bit operands, which do not use matrix instructions."""
+    if wide:
+        return Tiling(few=True, rows=16, columns=16, warps=4, stages=2)
+    rounds = padded(inputs) // _round(inputs)
+    ahead = rounds if rounds <= _MOST_AHEAD else 0
+    if epilogue == "logits":
+        return _fitting(_for_logits(rows), inputs)
+    if rows <= 32 and rounds > _MOST_AHEAD:
+        return _FOR_LONG_SUMS[epilogue]
+    if rows <= 64 and not (epilogue == "gate" and rows > 32):
+        warps = 8 if epilogue == "gate" or rounds > 3 else 4
+        columns = 32 if rows > 16 or epilogue == "gate" or (epilogue == "plain" and rounds <= 3) else 16
+        return Tiling(True, 16, columns, warps, 3, ahead)
+    if rows <= 512:
+        columns = 128 if epilogue == "gate" and rows > 64 else 32
+        return _fitting(Tiling(False, 64, columns, 4, 4, apart=True), inputs)
+    if epilogue == "gate":
+        return _fitting(Tiling(False, 128, 128, 8, 2, apart=True), inputs)
+    return _fitting(Tiling(False, 64, 64, 4, 2 if rounds <= 3 and rows > 1024 else 3, apart=True), inputs)
+
+
+def _for_logits(rows: int) -> Tiling:
+    if rows <= 16:
+        return Tiling(False, 16, 64, 4, 4, apart=True)
+    if rows <= 128:
+        return Tiling(False, 64, 128, 8, 3, apart=True)
+    return Tiling(False, 128, 128, 8, 2, apart=True)
+
+
+def _fitting(tiling: Tiling, inputs: int) -> Tiling:
+    """With as many stages as shared memory holds, narrower if it does not hold two."""
+    stage = 2 * _round(inputs) * (tiling.rows + tiling.columns)
+    if 2 * stage > _SHARED_BYTES:
+        return _fitting(replace(tiling, columns=tiling.columns // 2), inputs)
+    return replace(tiling, stages=min(tiling.stages, _SHARED_BYTES // stage))
+
+
+def _round(inputs: int) -> int:
+    return CHUNK * parts_of(inputs)
