@@ -22,7 +22,7 @@ from knee.devices.cuda import runner
 from knee.devices.cuda.dtypes import matrices
 from knee.devices.cuda.tiling import Tiling
 from knee.devices.cuda.weights import TORCH_TYPES
-from knee.errors import NumericsError
+from knee.errors import KneeError, NumericsError, UserError
 from knee.models import build_program
 from knee.program import Program
 from tests.devices.interpreter import INTERPRET
@@ -255,7 +255,7 @@ def test_a_token_is_drawn_where_that_is_asked_for(cached: bool) -> None:
 def joining(kind: str) -> list[Span]:
     """Spans of requests that join in the third step, in blocks 3 and on; they make it larger than any before."""
     if kind == "a long prompt":
-        return [Span((TOKENS * 2)[:100], 0, [3, 4], Want.NOTHING)]
+        return [Span((TOKENS * 2)[:66], 0, [3, 4], Want.NOTHING)]
     return [Span(TOKENS[:1], 0, [3 + i], Want.NOTHING) for i in range(66)]
 
 
@@ -397,6 +397,43 @@ def test_a_stream_of_any_size_gives_the_right_logits_or_an_error(size: float) ->
     assert expected.logits is not None
     assert output.logits is not None
     assert np.abs(output.logits - expected.logits).max() < 1e-4 * np.abs(expected.logits).max()
+
+
+@pytest.mark.parametrize("config", ["llama", "gpt2"])
+def test_products_by_the_library_are_products(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """batch_invariant off: torch multiplies, a kernel does the rest."""
+    monkeypatch.setattr(runner, "LIBRARY_ROWS", 2)
+    runs = device(config, "float16")
+    runs.batch_invariant = False
+    calls: list[int] = []
+    product = runner._Linear._product
+    monkeypatch.setattr(runner._Linear, "_product", lambda *given: calls.append(given[2]) or product(*given))
+    runs.allocate_kv(2, 16)
+    wanted = reference(config, "float16")[:12]
+    [output] = runs.execute([Span(TOKENS[:12], 0, [1], Want.ALL_LOGITS)])
+    assert calls == [16] * 4 * runs.program.layers
+    assert output.logits is not None
+    assert np.abs(output.logits - wanted).max() < ROOM["float16"] * np.abs(wanted).max()
+
+
+def test_an_uncached_step_leaves_the_pool_alone_and_kinds_do_not_mix() -> None:
+    runs = device("llama")
+    runs.allocate_kv(2, 16)
+    runs.execute([Span(TOKENS[:6], 0, [1], Want.NOTHING)])
+    runs.execute([Span(TOKENS[:9], 0, (), Want.TOKEN)])
+    [output] = runs.execute([Span(TOKENS[6:7], 6, [1], Want.LOGITS)])
+    assert output.logits is not None
+    assert np.abs(output.logits[0] - reference("llama", "float32")[6]).max() < 1e-4
+    with pytest.raises(KneeError, match="one kind a step"):
+        runs.execute([Span(TOKENS[:3], 0, [0], Want.TOKEN), Span(TOKENS[:3], 0, (), Want.TOKEN)])
+
+
+def test_float16_refuses_weights_that_it_does_not_hold() -> None:
+    _, values = small_model("llama")
+    loud = values["model.layers.0.mlp.down_proj.weight"].copy()
+    loud[1, 2] = 1e5
+    with pytest.raises(UserError, match="does not hold: use --dtype bfloat16"):
+        device("llama", "float16", **{"model.layers.0.mlp.down_proj.weight": loud})
 
 
 # --- weights -----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knee.devices.base import UNKNOWN, Span, Want
-from knee.devices.cuda.batch import SPLITS_LADDER, Batch, Dims, Fields, Tables, round_up
+from knee.devices.cuda.batch import Batch, Dims, Fields, Tables, round_up
 
 SPLIT = 256
 WANTS = st.sampled_from(Want)
@@ -176,7 +176,8 @@ def test_dims_are_on_the_ladder(given_spans: list[Span]) -> None:
     assert on_ladder(dims.items)
     assert on_ladder(dims.outputs)
     assert dims.tiles == 0 or dims.tiles.bit_count() == 1
-    assert dims.splits in SPLITS_LADDER
+    assert dims.splits.bit_count() == 1
+    assert dims.splits.bit_length() % 2, "a power of four"
     assert dims.spans >= len(given_spans)
     longer = dims.spans - dims.items
     assert longer == 0 or longer.bit_count() == 1

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knee.devices.base import Span, SpanOutput
+from knee.devices.base import Span, SpanOutput, Want
 from knee.engine.engine import Engine
 from knee.engine.kv import KVManager
 from knee.engine.policies import make_policy
@@ -318,3 +319,46 @@ def test_latency_counts_from_the_scheduled_arrival() -> None:
     assert request.scheduled_at == due
     assert request.first_token_at is not None
     assert request.first_token_at - request.scheduled_at > 5.0
+
+
+# --- who draws ---------------------------------------------------------------------------------------------------
+
+
+class DrawingDevice(FakeDevice):
+    """Draws, and keeps what it was given to draw with."""
+
+    draws = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Want, tuple[float, float] | None]] = []
+
+    def execute(self, batch: Sequence[Span]) -> list[SpanOutput]:
+        self.seen += [(span.want, span.draw) for span in batch]
+        return super().execute(batch)
+
+
+@pytest.mark.parametrize(
+    ("params", "want", "drawn"),
+    [
+        ({}, Want.TOKEN, False),
+        ({"temperature": 0.7, "seed": 3}, Want.TOKEN, True),
+        ({"temperature": 0.7, "top_k": 5}, Want.LOGITS, False),
+        ({"temperature": 0.7, "top_p": 0.9}, Want.LOGITS, False),
+        ({"temperature": 0.7, "min_p": 0.1}, Want.LOGITS, False),
+        ({"temperature": 0.7, "logprobs": 0}, Want.LOGITS, False),
+        ({"temperature": 0.7, "repetition_penalty": 1.1}, Want.LOGITS, False),
+    ],
+)
+def test_a_device_that_draws_gets_the_numbers_that_the_host_would_take(
+    params: dict[str, float], want: Want, drawn: bool
+) -> None:
+    device = DrawingDevice()
+    device.allocate_kv(8, 4)
+    policy = make_policy("single", max_batched_tokens=4)
+    engine = Engine(device, policy, KVManager(8, 4))
+    engine.submit([1, 2, 3, 4, 5, 6], SamplingParams(max_new_tokens=3, **params))  # type: ignore[arg-type]
+    finish(engine)
+    numbers = np.random.Generator(np.random.PCG64(3)).random(3)
+    draws = [(0.7, number) if drawn else None for number in numbers]
+    assert device.seen == [(Want.NOTHING, None), *((want, draw) for draw in draws)]

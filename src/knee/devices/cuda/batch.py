@@ -18,7 +18,6 @@ from knee.devices.base import Span, Want
 
 IntArray = NDArray[np.int32]
 
-SPLITS_LADDER = (1, 4, 16, 64, 256, 1024)
 _ALIGN = 16  # integers; fields begin at multiples, which keeps their addresses aligned
 
 _OUTPUTS = {Want.NOTHING: 0, Want.TOKEN: 1, Want.LOGITS: 1}
@@ -93,6 +92,10 @@ def round_up(count: int) -> int:
     return -(-count // step) * step
 
 
+def _round_up_to_power_of_four(count: int) -> int:
+    return int(4 ** -(-(count - 1).bit_length() // 2))
+
+
 def _coarse(count: int) -> int:
     """The next power of two: for counts whose excess costs next to nothing."""
     return 1 << (count - 1).bit_length() if count else 0
@@ -128,7 +131,7 @@ class Batch:
         spans, items = self.spans, self.items
         longer = spans[items:]
         context = max([span.start for span in spans[:items]], default=0) + 1
-        splits = next(step for step in SPLITS_LADDER if step * self._split >= context)
+        splits = _round_up_to_power_of_four(-(-context // self._split))
         drawn = any([span.draw is not None for span in spans])
         if self.decode_only:
             rows = round_up(items)

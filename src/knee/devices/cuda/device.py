@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from knee.devices.base import Device, Span, SpanOutput, StepOutput, Want, WeightPlan, Weights, not_finite
 from knee.devices.cuda.batch import outputs_of
 from knee.devices.cuda.dtypes import DTYPES, plan_dtype
-from knee.errors import OutOfMemory, UserError
+from knee.errors import KneeError, OutOfMemory, UserError
 from knee.program import Program
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from knee.devices.cuda.steps import Flight
+    from knee.devices.cuda.steps import Flight, Steps
 
 MEMORY_VARIABLE = "KNEE_GPU_MEMORY_FRACTION"
 MEMORY_FRACTION = 0.9
@@ -66,7 +66,7 @@ class CudaDevice(Device):
         self._steps = Steps(self._runner, graphs=not interpret)
         if not interpret:
             torch.cuda.synchronize()  # steps run in a stream of their own, and the weights were written in another
-        self._scratch_blocks = 0
+        self._uncached: Steps | None = None
         self.isa = None if interpret else "sm_" + "".join(map(str, torch.cuda.get_device_capability()))
 
     @classmethod
@@ -140,8 +140,8 @@ class CudaDevice(Device):
 
     def allocate_kv(self, num_blocks: int, block_size: int) -> None:
         """A new pool; the old one is given back first."""
-        self._steps.pool = None
-        self._scratch_blocks = 0
+        self._steps.give_back()
+        self._uncached = None
         self._steps.use(self._make_pool(num_blocks, block_size))
 
     def _make_pool(self, num_blocks: int, block_size: int) -> Any:
@@ -159,9 +159,19 @@ class CudaDevice(Device):
 
     def start(self, batch: Sequence[Span]) -> Flight:
         """Hand a step to the GPU; does not wait for it."""
-        if any([not span.block_table for span in batch]):
-            batch = self._with_scratch_blocks(batch)
-        return self._steps.start(batch)
+        import torch
+
+        try:
+            if all([span.block_table for span in batch]):
+                if self._uncached is not None:
+                    self._uncached.settle()
+                return self._steps.start(batch)
+            return self._start_uncached(batch)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                "the GPU has no room for what a step works in beside weights and KV pool: use a smaller token budget, "
+                f"or less of the card for the pool ({MEMORY_VARIABLE}, now {memory_fraction():g})"
+            ) from error
 
     def finish(self, started: Flight) -> StepOutput:
         """Wait for the step's tokens."""
@@ -178,19 +188,32 @@ class CudaDevice(Device):
             outputs[place] = _output(span, batch.outputs[place], tokens, started.logits)
         return StepOutput(outputs, seconds)
 
-    def _with_scratch_blocks(self, batch: Sequence[Span]) -> list[Span]:
-        """With the KV cache off: keys and values of this step only, in a pool that nobody else uses."""
+    def _start_uncached(self, batch: Sequence[Span]) -> Flight:
+        """With the KV cache off: keys and values of this step only, in a pool of their own, without graphs.
+
+        A step is either cached or not: one with both kinds of spans is refused.
+        """
+        from knee.devices.cuda.steps import Steps
+
+        if any([span.block_table for span in batch]):
+            raise KneeError(
+                "a step has spans with a block table and spans without: the cuda device runs one kind a step"
+            )
         size = self.block_size_default
         needed = sum(-(-len(span.tokens) // size) for span in batch)
-        if needed > self._scratch_blocks:
-            self.allocate_kv(needed, size)
-            self._scratch_blocks = needed
+        steps = self._uncached
+        if steps is None or steps.pool is None or steps.pool.keys.shape[1] < needed:
+            if steps is not None:
+                steps.give_back()
+            self._uncached = steps = Steps(self._runner, graphs=False)
+            steps.use(self._make_pool(1 << (needed - 1).bit_length(), size))
         spans, first = [], 0
         for span in batch:
             blocks = -(-len(span.tokens) // size)
             spans.append(replace(span, block_table=range(first, first + blocks)))
             first += blocks
-        return spans
+        self._steps.settle()  # the runner's memory is the same
+        return steps.start(spans)
 
 
 def _output(span: Span, first: int, tokens: list[int], logits: Tensor | None) -> SpanOutput:

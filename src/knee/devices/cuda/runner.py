@@ -28,6 +28,8 @@ from knee.program import Attention, Embed, Gate, Norm, Op, Program, Rope, Select
 
 _TRITON_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
+_NARROWEST_LOGITS = 16  # columns of a tile of the last matrix
+
 Launch = Callable[["Step"], None]
 
 
@@ -126,11 +128,16 @@ class Runner:
         keys, values = (make(shape, dtype=self.dtype, device=self.device) for _ in range(2))
         return Pool(keys, values, block_size, width)
 
-    def reserve(self, dims: Dims) -> bool:
-        """Make room for a step of this shape. True if addresses have changed: captured graphs are void then."""
+    def reserve(self, dims: Dims) -> None:
+        """Make room for a step of this shape. Where addresses change, `generation` does: captured graphs are void."""
         scratch, changed = self.scratch, False
         if scratch is None or max(dims.rows, dims.outputs) > scratch.capacity:
             self.scratch = scratch = self._make_scratch(max(64, _power_of_two(max(dims.rows, dims.outputs))))
+            changed = True
+        best = dims.outputs * -(-self.program.vocab_size // _NARROWEST_LOGITS)
+        if scratch.best.numel() < best:
+            scratch.best = torch.empty(best, device=self.device)
+            scratch.best_at = torch.empty(best, dtype=torch.int32, device=self.device)
             changed = True
         if (dims.logits or dims.drawn) and (scratch.logits is None or len(scratch.logits) < dims.outputs):
             scratch.logits = torch.empty((dims.outputs, self.program.vocab_size), device=self.device)
@@ -145,7 +152,7 @@ class Runner:
                 torch.zeros(kept, dtype=torch.int32, device=self.device),
             ]
             changed = True
-        return changed
+        self.generation += changed
 
     def run(self, step: Step) -> None:
         """All launches of a step."""
@@ -161,7 +168,6 @@ class Runner:
         def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=self.device)
 
-        tiles = -(-self.program.vocab_size // 16)
         widest = max(width for name, width in self.widths.items() if name in self.stream)
         before, self.tokens = self.tokens, zeros(capacity, dtype=torch.int32)
         self.tokens[: len(before)] = before  # the next step may want what the last one has made
@@ -173,14 +179,15 @@ class Runner:
             },
             zeros(self.norms, 2, capacity, dtype=torch.int64),
             zeros(capacity, dtype=torch.int32),
-            zeros(capacity * tiles, dtype=torch.float32),
-            zeros(capacity * tiles, dtype=torch.int32),
+            zeros(0, dtype=torch.float32),
+            zeros(0, dtype=torch.int32),
             zeros(capacity, widest, dtype=self.dtype),
             zeros(capacity, widest, dtype=self.dtype),
         )
 
     norms: int = 1  # statistics that a step keeps
     compiling: bool = False
+    generation: int = 0  # of addresses
 
     # --- launches ------------------------------------------------------------------------------------------------
 
@@ -318,7 +325,7 @@ class _Lowering:
             runner.start(
                 rows.embed, (step.dims.rows,),
                 ints["tokens"], ints["sources"], runner.tokens, ints["positions"], ints["row_spans"],
-                step.tables, step.pool.table_width, step.pool.block_size, scratch.slots,
+                step.tables, step.tables.stride(0), step.pool.block_size, scratch.slots,
                 matrix.data, matrix.scale, matrix.data.stride(0), position_w, out, stride, width,
                 scratch.stats, runner.norms, scratch.capacity, next_weight, scratch.scaled,
                 WIDTH=block, NORMS=triton.next_power_of_2(runner.norms), **runner.options(pdl=False),
@@ -393,7 +400,7 @@ class _Lowering:
                 runner.start(
                     attention.attend_one, (dims.items, program.kv_heads, dims.splits),
                     q, q_stride, out, out_stride, keys, values, ints["decode_rows"], ints["contexts"],
-                    step.tables, pool.table_width, *scratch.partial,
+                    step.tables, step.tables.stride(0), *scratch.partial,
                     op.scale, program.head_dim, program.kv_heads, pool.block_size, dims.splits,
                     GROUP_PADDED=max(16, triton.next_power_of_2(group)), WHOLE_TILES=whole,
                     **shared, **runner.options(*ATTEND_ONE),
@@ -402,7 +409,7 @@ class _Lowering:
                 runner.start(
                     attention.attend_many, (dims.tiles, program.heads),
                     q, q_stride, out, out_stride, keys, values, ints["tile_rows"], ints["tile_lengths"],
-                    ints["tile_positions"], ints["tile_spans"], step.tables, pool.table_width,
+                    ints["tile_positions"], ints["tile_spans"], step.tables, step.tables.stride(0),
                     op.scale, program.head_dim, program.kv_heads, pool.block_size,
                     ROWS=runner.tile_rows, WHOLE_TILES=whole, **shared, **runner.options(*ATTEND_MANY),
                 )  # fmt: skip
@@ -449,8 +456,9 @@ class _Lowering:
             if norm is not None and norm not in self.next_norms.values():
                 raise KneeError(f"the cuda device wants each RMS norm alone behind what writes {norm.x}")
             return None, None
-        bias = self.store.vector(norm.bias, width=width)
-        return self.store.vector(norm.weight, width=width), torch.zeros(width) if bias is None else bias
+        weight, bias = self.store.vector(norm.weight, width=width), self.store.vector(norm.bias, width=width)
+        assert weight is not None
+        return weight, torch.zeros_like(weight) if bias is None else bias
 
     def _stats_kind(self) -> str:
         kinds = {op.prologue.kind for op in self.ops if isinstance(op, FusedLinear) and isinstance(op.prologue, Norm)}
@@ -554,7 +562,7 @@ class _Linear:
         norm = "" if self.norm is None else {"rms": "scaled", "layer": "layer"}[self.norm.kind]
         if norm == "scaled":
             x, x_stride = scratch.scaled, scratch.scaled.stride(0)
-        elif norm and tiles_of.apart:
+        elif norm and (tiles_of.apart or self._by_library(count)):
             self._layer_norm(x, x_stride, row_map, count)
             x, x_stride, row_map, norm = scratch.normed, scratch.normed.stride(0), None, ""
         if logits:

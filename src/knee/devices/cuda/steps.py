@@ -17,6 +17,7 @@ from knee.devices.cuda.runner import Pool, Runner, Step
 
 _LARGEST_GRAPH = 8192  # rows; beyond, launching costs nothing beside the step
 _AHEAD = 2  # steps whose integers and results are in use at a time
+_MOST_GRAPHS = 256  # that are kept; shapes of mixed steps are many
 
 
 @dataclass(slots=True)
@@ -49,6 +50,11 @@ class _Slot:
     tokens: Tensor
     events: tuple[Any, Any, Any]
 
+    def wait(self) -> None:
+        """Until its last step is done, should nobody have waited for that; an event that was never recorded is done."""
+        if self.events[2] is not None:
+            self.events[2].synchronize()
+
 
 @dataclass
 class Steps:
@@ -68,6 +74,7 @@ class Steps:
     _compiled: set[tuple[object, ...]] = field(default_factory=set)
     _fields: dict[Dims, Fields] = field(default_factory=dict)
     _made: Sequence[int] = ()
+    _generation: int = 0
 
     def __post_init__(self) -> None:
         if not self.runner.interpret:
@@ -76,8 +83,6 @@ class Steps:
     def use(self, pool: Pool) -> None:
         """Work on this pool from now on; graphs of another one are void. Compiles what a single request needs."""
         self.pool = pool
-        self.forget()
-        self._tables = None
         first = [Dims(1, 1, 0, 1, 1, 1, False), Dims(16, 0, 1, 1, 1, 1, False)]
         if pool.keys.numel() and not self.runner.interpret:
             with self._on_stream():
@@ -85,9 +90,14 @@ class Steps:
                     self._reserve(dims, self._fields_of(dims))
                 self._compile(first)
 
+    def give_back(self) -> None:
+        """The pool, once nothing works on it any more, and what was captured with it."""
+        self.settle()
+        self.forget()
+        self.pool = None
+
     def start(self, spans: Sequence[Span]) -> Flight:
         """Begin a step behind those that were started before."""
-        assert self.pool is not None
         batch = Batch(spans, SPLIT, self.runner.tile_rows)
         dims = batch.dims
         fields = self._fields_of(dims)
@@ -96,6 +106,7 @@ class Steps:
             self._prepare(dims)
             slot = self._slots[self._count % _AHEAD]
             self._count += 1
+            slot.wait()
             batch.write(slot.ints.numpy()[: fields.size], fields, self._made)
             slot.written.write(batch)
             self._made = batch.outputs
@@ -137,7 +148,8 @@ class Steps:
         self._seen.add(dims)
 
     def _capturable(self, dims: Dims) -> bool:
-        return self.graphs and not self.runner.interpret and dims.rows <= _LARGEST_GRAPH
+        room = dims.decode_only or len(self._captured) < _MOST_GRAPHS
+        return self.graphs and room and not self.runner.interpret and dims.rows <= _LARGEST_GRAPH
 
     def _prepare(self, dims: Dims) -> None:
         """Before a shape runs for the first time: compile its kernels; capture a decode shape and all smaller ones.
@@ -207,8 +219,8 @@ class Steps:
 
     def forget(self) -> None:
         """Graphs that were captured: what they launch, or where it works, has changed."""
-        if self._captured and self._stream is not None:
-            self._stream.synchronize()
+        if self._captured:
+            self.settle()
         self._captured.clear()
 
     def _reserve(self, dims: Dims, fields: Fields) -> None:
@@ -219,21 +231,25 @@ class Steps:
         if (
             self._tables is None
             or self._ints is None
+            or self._tables.shape[1] < width
             or len(self._tables) < dims.spans
             or (len(self._ints) < fields.size or len(self._slots[0].tokens) < dims.outputs)
         ):
-            self._settle()
+            self.settle()
             spans, size = max(64, 2 * dims.spans), max(1024, 2 * fields.size)
             outputs = max(64, 2 * dims.outputs)
             self._ints = torch.zeros(size, dtype=torch.int32, device=device)
             self._tables = torch.zeros((spans, width), dtype=torch.int32, device=device)
             self._slots = [_make_slot(size, spans, width, outputs, pinned) for _ in range(_AHEAD)]
             self.forget()
-        if self.runner.reserve(dims):
-            self._settle()
+        self.runner.reserve(dims)
+        if self._generation != self.runner.generation:
+            self.settle()
             self.forget()
+            self._generation = self.runner.generation
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """Wait for all steps that were started."""
         if self._stream is not None:
             self._stream.synchronize()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from knee.devices.base import Weight, Weights
 from knee.devices.cuda.tiling import padded
-from knee.errors import NumericsError
+from knee.errors import NumericsError, UserError
 
 TORCH_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.bfloat16}
 _DIRECT = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -85,6 +85,8 @@ class Store:
                 scale[part] = torch.where(largest > 0, largest / 127, 1.0)
                 values = torch.round(values / scale[part, None]).clamp(-127, 127)
             data[part, :inputs] = values.to(kept)
+            if kept is torch.float16 and not bool(torch.isfinite(data[part]).all()):
+                raise UserError(f"tensor {name} has values that float16 does not hold: use --dtype bfloat16")
             first = part.stop
         return Matrix(data, scale)
 
