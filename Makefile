@@ -2,8 +2,11 @@
 
 PYTHON ?= python3
 VENV := .venv
+comma := ,
 BIN := $(VENV)/bin
 OUT ?= runs
+# Where there is an NVIDIA GPU, what its device needs is installed too.
+GPU := $(shell command -v nvidia-smi 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint sanitize format doctor bench clean
@@ -47,6 +50,7 @@ bench: $(VENV)/.installed-dev ## Speed against the machine's limit, beside trans
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.quality
 	$(BIN)/python -m benchmarks.overhead
+	$(if $(GPU),$(BIN)/python -m benchmarks.cuda)
 
 clean: ## Remove the virtual environment and caches (not the runs)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
@@ -60,10 +64,10 @@ NATIVE := $(wildcard native/*.* native/isa/*)
 
 $(VENV)/.installed: pyproject.toml $(NATIVE) | $(VENV)/bin/python
 	@echo "Installing knee and building its kernels: about a minute, once."
-	$(BIN)/python -m pip install --quiet -e .
+	$(BIN)/python -m pip install --quiet -e '.$(if $(GPU),[cuda])'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(NATIVE) | $(VENV)/bin/python
 	@echo "Installing knee, its tools and the oracle, and building the kernels: a few minutes, once."
-	$(BIN)/python -m pip install --quiet -e '.[dev,oracle]'
+	$(BIN)/python -m pip install --quiet -e '.[dev,oracle$(if $(GPU),$(comma)cuda)]'
 	@touch $@ $(VENV)/.installed

@@ -49,9 +49,11 @@ from rich.table import Table
 
 from benchmarks.cuda_profile import new_tokens, profile_decode, profile_table
 from benchmarks.random_models import DISTILGPT2, LLAMA_3_2_1B, SMOLLM2_135M, tiny, write_random
+from knee.devices import choose_device
 from knee.engine.engine import Engine
 from knee.engine.policies import make_policy
 from knee.engine.types import SamplingParams, StepStats
+from knee.errors import UserError
 from knee.lab.costs import measure_limits
 from knee.lab.environment import read_hardware, read_software
 from knee.lab.measure import measure
@@ -302,15 +304,18 @@ def tell_mixed(found: dict[str, Any]) -> str:
 class Switch:
     """Something of the engine or the device that is on or off, under one of these names.
 
-    `only_off`: where it is off, the device cannot do it.
+    `only_off`: where it is off, the device cannot do it. `if_device`: the device's attribute that says whether it can.
     """
 
     name: str
     attributes: tuple[str, ...]
     only_off: bool = False
+    if_device: str | None = None
 
     def find(self, engine: Engine) -> tuple[object, str] | None:
         """Whose attribute it is; None where there is none that could be switched over."""
+        if self.if_device is not None and not getattr(engine.device, self.if_device):
+            return None
         for owner in (engine, engine.device):
             for attribute in self.attributes:
                 value = getattr(owner, attribute, None)
@@ -322,7 +327,7 @@ class Switch:
 SWITCHES = (
     Switch("overlap", ("overlap",), only_off=True),
     Switch("CUDA graphs", ("graphs",), only_off=True),
-    Switch("batch-invariant", ("batch_invariant", "invariant")),
+    Switch("batch-invariant", ("batch_invariant",), if_device="can_vary"),
 )
 
 
@@ -673,6 +678,12 @@ def run_sections(model: Model, sections: Sequence[str], limits: Limits, to: Repo
 def main(arguments: Sequence[str] | None = None) -> int:
     """The sections that are asked for, all but the table with the first model in the first type. 1 if any failed."""
     options = parse(arguments)
+    try:
+        for dtype in options.dtypes:
+            choose_device(options.device, dtype)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     to = Report(options)
     with tempfile.TemporaryDirectory() as folder:
         paths = model_paths(options, Path(folder))

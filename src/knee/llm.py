@@ -63,7 +63,7 @@ class LLM:
         """
         chosen = choose_device(device, dtype, threads)
         if not (batch_invariant or chosen.can_vary):
-            raise UserError(f"device {chosen.name} is always batch-invariant: leave --batch-invariant out")
+            raise UserError(f"device {chosen.name} has nothing to gain from --batch-invariant off: leave it out")
         started = time.perf_counter()
         checkpoint = open_checkpoint(model)
         program = build_program(checkpoint.config)

@@ -155,6 +155,7 @@ class FakeEngine:
 class FakeCard:
     graphs: bool = False
     batch_invariant: bool = False
+    can_vary: bool = True
 
 
 def test_a_switch_is_turned_and_turned_back() -> None:

@@ -490,9 +490,8 @@ def test_the_plan_says_what_is_kept_and_why(storages: set[str], dtype: str, chos
     weights = {name: ArrayWeight(spec, values[name], kinds.get(name, "F32")) for name, spec in program.weights.items()}
     plan = CudaDevice.plan(program, weights, dtype)
     assert (plan.dtype, plan.reason) == (chosen, reason)
-    each = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}[chosen]
-    least = sum(spec.size * (each if name in kinds else 4) for name, spec in program.weights.items())
-    assert least <= plan.bytes <= 1.05 * least
+    taken = shared("gpt2", chosen).weight_bytes
+    assert 0.9 * taken <= plan.bytes <= 1.1 * taken
 
 
 @pytest.mark.parametrize("dtype", CudaDevice.dtypes)

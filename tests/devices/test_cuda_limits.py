@@ -172,7 +172,7 @@ def test_why_nothing_can_be_measured(torch: Callable[..., FakeTorch], monkeypatc
     torch(cuda=None)
     assert "built without CUDA" in (limits.unavailable() or "")
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert "knee[cuda]" in (limits.unavailable() or "")
+    assert "extra cuda" in (limits.unavailable() or "")
 
 
 def test_a_torch_that_cannot_be_loaded_is_a_reason_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from tests.devices.interpreter import INTERPRET, WHERE
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 NAN = float("nan")
 EPS = 1e-5
-FIXED = 2.0**26
+FIXED = 2.0**22
 ROWS, CAPACITY = 19, 24
 INPUTS = {1: 42, 2: 230, 3: 350, 4: 500}  # by parts
 SEVERAL_ROUNDS = 600  # ten chunks in two parts

@@ -18,7 +18,7 @@ from tests.devices.interpreter import INTERPRET, WHERE
 
 NAN, INF = float("nan"), float("inf")
 EPS = 1e-5
-FIXED = 2.0**26
+FIXED = 2.0**22
 OPTIONS: dict[str, Any] = {} if INTERPRET else {"enable_fp_fusion": False}
 
 Array = NDArray[np.float64]

@@ -79,7 +79,14 @@ def test_a_sweep_that_waited_for_each_step_does_so_again():
 def test_an_option_that_the_record_is_too_old_for_has_its_default():
     spec = sweep_spec(record("sweep", options={"model": "fake"}), WORK)
     assert (spec.block_size, spec.token_budget, spec.seed) == (16, 512, 3)
-    assert choice_of(record(options={"model": "fake"})) == ModelChoice("/models/distilgpt2", "auto", "auto", None)
+    made = record(options={"model": "fake"})
+    assert choice_of(made) == ModelChoice("/models/distilgpt2", made.model.device, "auto", None)
+
+
+def test_the_device_is_the_one_that_ran_and_not_the_best_of_today():
+    made = record(options={"model": "fake", "device": "auto"})
+    there = made.model_copy(update={"model": made.model.model_copy(update={"device": "reference"})})
+    assert choice_of(there).device == "reference"
 
 
 def test_an_alias_stays_an_alias_and_a_path_is_the_one_of_then():

@@ -156,7 +156,10 @@ class Engine:
         return bool(self.waiting or self.running or self._flight)
 
     def run(self) -> Iterator[StepResult]:
-        """Step until all submitted requests have ended; for callers whose requests are all there."""
+        """Step until all submitted requests have ended; for callers whose requests are all there.
+
+        Python's collector of cycles is off until then, for the caller as well.
+        """
         self.more_expected = False
         with collector_paused():
             while self.has_work:

@@ -195,7 +195,7 @@ class _Sensors:
         try:
             self._nvml: Any = importlib.import_module("pynvml")
         except ImportError:
-            self.unseen = "nvidia-ml-py is not installed; it comes with pip install 'knee[cuda]'"
+            self.unseen = "nvidia-ml-py is not installed; it comes with knee's extra cuda"
             return
         try:
             self._nvml.nvmlInit()

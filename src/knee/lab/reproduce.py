@@ -91,7 +91,7 @@ def choice_of(record: Record) -> ModelChoice:
     name = source if Path(source).is_absolute() else options["model"]
     return ModelChoice(
         name,
-        options.get("device", "auto"),
+        record.model.device,  # which may have been chosen by "auto", on a machine with other devices
         options.get("dtype", "auto"),
         options.get("threads"),
         options.get("batch_invariant") != "off",

@@ -105,8 +105,8 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "{of} 个中位数中有 {within} 个落在原实验的区间内；若两次实验毫无差别，约六分之五会落在其中。",
     ),
     "reproduce.no_intervals": (
-        "The run measured in one process and has no intervals to lie in: what can be told stands in the table.",
-        "原实验在一个进程内测量，没有可供落入的区间：能判断的都在表中。",
+        "The run has no intervals to lie in (one process, or too few repeats): what can be told stands in the table.",
+        "原实验没有可供落入的区间（只有一个进程，或重复太少）：能判断的都在表中。",
     ),
     "reproduce.environment": ("What changed in the environment", "环境的变化"),
     "reproduce.no_changes": ("Nothing changed in the environment.", "环境没有变化。"),

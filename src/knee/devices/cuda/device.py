@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from knee.devices.base import Device, Span, SpanOutput, StepOutput, Want, WeightPlan, Weights, not_finite
 from knee.devices.cuda.batch import outputs_of
 from knee.devices.cuda.dtypes import DTYPES, plan_dtype
-from knee.errors import KneeError, OutOfMemory, UserError
+from knee.errors import KneeError, NumericsError, OutOfMemory, UserError
 from knee.program import Program
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 
 MEMORY_VARIABLE = "KNEE_GPU_MEMORY_FRACTION"
 MEMORY_FRACTION = 0.9
-"""Of the GPU's memory; weights, KV pool and work space stay within it."""
+"""Of the GPU's memory; weights and KV pool stay within it. What a step works in comes on top."""
+
+INSTALL = f"{sys.executable} -m pip install torch triton nvidia-ml-py"
+"""What the extra `cuda` brings, for this very Python."""
 
 _NOT_FINITE = -2
 _NOTHING = SpanOutput()
@@ -62,7 +66,10 @@ class CudaDevice(Device):
         self.dtype, self.dtype_reason = plan.dtype, plan.reason
         self.program = program
         where = torch.device("cpu" if interpret else "cuda")
-        self._runner = Runner.make(program, weights, plan.dtype, where, interpret)
+        try:
+            self._runner = Runner.make(program, weights, plan.dtype, where, interpret)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(f"the GPU has no room for the weights ({plan.bytes / 2**30:.2f} GiB)") from error
         self._steps = Steps(self._runner, graphs=not interpret)
         if not interpret:
             torch.cuda.synchronize()  # steps run in a stream of their own, and the weights were written in another
@@ -76,13 +83,11 @@ class CudaDevice(Device):
             return "there is no NVIDIA GPU here, or no driver for it"
         missing = [name for name in ("torch", "triton") if importlib.util.find_spec(name) is None]
         if missing:
-            return f"{' and '.join(missing)} missing: pip install 'knee[cuda]'"
+            return f"{' and '.join(missing)} missing: {INSTALL}"
         import torch
 
         if not torch.cuda.is_available():
-            return (
-                f"this torch ({torch.__version__}) cannot use the GPU: pip install 'knee[cuda]' with a build for CUDA"
-            )
+            return f"this torch ({torch.__version__}) cannot use the GPU: install a build of it for CUDA"
         if torch.cuda.get_device_capability() < (8, 0):
             return f"{torch.cuda.get_device_name()} is too old: compute capability 8.0 (Ampere) or newer is needed"
         return None
@@ -181,12 +186,36 @@ class CudaDevice(Device):
         if batch.decode_only:
             tokens = tokens[: len(batch.spans)]
             if _NOT_FINITE in tokens:
-                raise not_finite(batch.spans[tokens.index(_NOT_FINITE)])
+                raise self._not_finite(batch.spans[tokens.index(_NOT_FINITE)])
             return StepOutput([SpanOutput(token) for token in tokens], seconds)
         outputs = [_NOTHING] * len(batch.spans)
         for place, span in zip(batch.order, batch.spans, strict=True):
-            outputs[place] = _output(span, batch.outputs[place], tokens, started.logits)
+            outputs[place] = self._output(span, batch.outputs[place], tokens, started.logits)
         return StepOutput(outputs, seconds)
+
+    def _output(self, span: Span, first: int, tokens: list[int], logits: Tensor | None) -> SpanOutput:
+        """A span's part of a step's results, from its first output on."""
+        if span.want is Want.NOTHING:
+            return _NOTHING
+        if span.want is Want.TOKEN:
+            if tokens[first] == _NOT_FINITE:
+                raise self._not_finite(span)
+            return SpanOutput(tokens[first])
+        import numpy as np
+
+        assert logits is not None
+        found = logits[first : first + outputs_of(span)].numpy()
+        if not np.isfinite(found).all():
+            raise self._not_finite(span)
+        return SpanOutput(logits=found)
+
+    def _not_finite(self, span: Span) -> NumericsError:
+        error = not_finite(span)
+        return (
+            NumericsError(f"{error}, or too large for float16: try --dtype bfloat16")
+            if self.dtype == "float16"
+            else error
+        )
 
     def _start_uncached(self, batch: Sequence[Span]) -> Flight:
         """With the KV cache off: keys and values of this step only, in a pool of their own, without graphs.
@@ -214,23 +243,6 @@ class CudaDevice(Device):
             first += blocks
         self._steps.settle()  # the runner's memory is the same
         return steps.start(spans)
-
-
-def _output(span: Span, first: int, tokens: list[int], logits: Tensor | None) -> SpanOutput:
-    """A span's part of a step's results, from its first output on."""
-    if span.want is Want.NOTHING:
-        return _NOTHING
-    if span.want is Want.TOKEN:
-        if tokens[first] == _NOT_FINITE:
-            raise not_finite(span)
-        return SpanOutput(tokens[first])
-    import numpy as np
-
-    assert logits is not None
-    found = logits[first : first + outputs_of(span)].numpy()
-    if not np.isfinite(found).all():
-        raise not_finite(span)
-    return SpanOutput(logits=found)
 
 
 def memory_fraction() -> float:

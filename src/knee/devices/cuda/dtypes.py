@@ -8,10 +8,12 @@ from __future__ import annotations
 from math import ceil
 
 from knee.devices.base import WeightPlan, Weights
+from knee.devices.cuda.tiling import padded
 from knee.program import Embed, Linear, Program
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0}
+_SCALES = 1.01  # scales and vectors that are kept twice
 _EXACT = {"float32": None, "bfloat16": {"BF16"}, "float16": {"F16"}, "int8": set[str]()}  # None: all
 
 
@@ -25,8 +27,11 @@ def plan_dtype(program: Program, weights: Weights, dtype: str) -> WeightPlan:
     if reason and dtype == "auto":
         reason += "; --dtype float32 keeps the values and is slower"
     kept = set(matrices(program))
-    size = sum(spec.size * (_BYTES[chosen] if name in kept else 4.0) for name, spec in program.weights.items())
-    return WeightPlan(chosen, ceil(size * 1.02), reason)  # rows are padded
+    size = sum(
+        spec.shape[0] * padded(spec.shape[1]) * _BYTES[chosen] if name in kept else spec.size * 4.0
+        for name, spec in program.weights.items()
+    )
+    return WeightPlan(chosen, ceil(size * _SCALES), reason)
 
 
 def matrices(program: Program) -> list[str]:

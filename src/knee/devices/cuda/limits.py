@@ -35,7 +35,7 @@ def unavailable() -> str | None:
     try:
         torch = _torch()
     except ImportError:
-        return "torch is not installed; it comes with pip install 'knee[cuda]'"
+        return "torch is not installed; it comes with knee's extra cuda"
     except Exception as error:  # a library that does not fit the driver, or another one that it was built for
         return f"torch cannot be imported ({error})"
     if not torch.version.cuda:

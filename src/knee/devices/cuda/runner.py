@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +20,16 @@ from torch import Tensor
 from knee.devices.base import Weights
 from knee.devices.cuda.batch import Dims
 from knee.devices.cuda.kernels import attention, linear, rows
-from knee.devices.cuda.tiling import ATTEND_MANY, ATTEND_ONE, FINISH, LIBRARY_ROWS, choose_tiling, padded, parts_of
+from knee.devices.cuda.tiling import (
+    ATTEND_MANY,
+    ATTEND_ONE,
+    FINISH,
+    LIBRARY_ROWS,
+    attend_stages,
+    choose_tiling,
+    padded,
+    parts_of,
+)
 from knee.devices.cuda.weights import TORCH_TYPES, Store
 from knee.devices.fuse import RESULT, FusedLinear, FusedOp, fuse
 from knee.errors import KneeError
@@ -44,12 +54,11 @@ class View:
 
 @dataclass(slots=True)
 class Pool:
-    """Keys and values, (layers, blocks, kv_heads, block_size, head_dim) each, and how wide block tables are."""
+    """Keys and values, (layers, blocks, kv_heads, block_size, head_dim) each."""
 
     keys: Tensor
     values: Tensor
     block_size: int
-    table_width: int
 
 
 @dataclass(slots=True)
@@ -74,7 +83,7 @@ class _Scratch:
     best_at: Tensor
     scaled: Tensor  # rows of the stream times the next norm's weight
     normed: Tensor
-    logits: Tensor | None = None
+    logits: Tensor
     products: Tensor | None = None  # of a library
     partial: list[Tensor] = field(default_factory=list)  # of splits: results, (largest, total), how many are done
 
@@ -93,6 +102,9 @@ class Runner:
     views: dict[str, View] = field(default_factory=dict)
     launches: list[Launch] = field(default_factory=list)
     scratch: _Scratch | None = None
+    norms: int = 1  # statistics that a step keeps
+    compiling: bool = False
+    generation: int = 0  # of addresses
     tokens: Tensor = field(init=False)  # the greedy token of each output of the last step
 
     @classmethod
@@ -109,6 +121,14 @@ class Runner:
         """Where all memory is."""
         return self.store.device
 
+    @cached_property
+    def shared_bytes(self) -> int:
+        """Shared memory that a program may have, less what the compiler takes for itself."""
+        if self.interpret:
+            return 220 * 1024
+        found = triton.runtime.driver.active.utils.get_device_properties(torch.cuda.current_device())
+        return int(found["max_shared_mem"]) - 7 * 1024
+
     @property
     def tile_rows(self) -> int:
         """Tokens of a tile of a longer span: as many as registers hold."""
@@ -124,35 +144,48 @@ class Runner:
         program = self.program
         shape = (program.layers, blocks, program.kv_heads, block_size, program.head_dim)
         make = torch.zeros if self.interpret else torch.empty
-        width = min(max(blocks, 1), -(-program.positions // block_size))
         keys, values = (make(shape, dtype=self.dtype, device=self.device) for _ in range(2))
-        return Pool(keys, values, block_size, width)
+        return Pool(keys, values, block_size)
 
     def reserve(self, dims: Dims) -> None:
         """Make room for a step of this shape. Where addresses change, `generation` does: captured graphs are void."""
-        scratch, changed = self.scratch, False
-        if scratch is None or max(dims.rows, dims.outputs) > scratch.capacity:
-            self.scratch = scratch = self._make_scratch(max(64, _power_of_two(max(dims.rows, dims.outputs))))
-            changed = True
-        best = dims.outputs * -(-self.program.vocab_size // _NARROWEST_LOGITS)
+        scratch, needed = self.scratch, self._needed(dims)
+        if scratch is not None and all(has >= wanted for has, wanted in zip(self._room(), needed, strict=True)):
+            return
+        self.generation += 1  # first: what fails half way has changed addresses, too
+        rows, best, logits, kept = needed
+        if scratch is None or rows > scratch.capacity:
+            self.scratch = scratch = self._make_scratch(rows)
         if scratch.best.numel() < best:
             scratch.best = torch.empty(best, device=self.device)
             scratch.best_at = torch.empty(best, dtype=torch.int32, device=self.device)
-            changed = True
-        if (dims.logits or dims.drawn) and (scratch.logits is None or len(scratch.logits) < dims.outputs):
-            scratch.logits = torch.empty((dims.outputs, self.program.vocab_size), device=self.device)
-            changed = True
-        kept = dims.items * self.program.kv_heads * dims.splits if dims.splits > 1 else 1
+        if len(scratch.logits) < logits:
+            scratch.logits = torch.empty((logits, self.program.vocab_size), device=self.device)
         if not scratch.partial or len(scratch.partial[0]) < kept:
-            group = self.program.heads // self.program.kv_heads
-            shape = (kept, max(16, triton.next_power_of_2(group)), self._dim)
+            shape = (kept, self.group_padded, self.dim)
             scratch.partial = [
                 torch.empty(shape, device=self.device),
                 torch.empty((*shape[:2], 2), device=self.device),
                 torch.zeros(kept, dtype=torch.int32, device=self.device),
             ]
-            changed = True
-        self.generation += changed
+
+    def _needed(self, dims: Dims) -> tuple[int, int, int, int]:
+        """Rows, best logits of tiles, rows of logits, splits: in powers of two, so that they seldom grow."""
+        outputs = _power_of_two(max(1, dims.outputs))
+        splits = _power_of_two(dims.items) * self.program.kv_heads * dims.splits if dims.splits > 1 else 1
+        return (
+            max(64, _power_of_two(max(dims.rows, dims.outputs))),
+            outputs * -(-self.program.vocab_size // _NARROWEST_LOGITS),
+            outputs if dims.logits or dims.drawn else 0,
+            splits,
+        )
+
+    def _room(self) -> tuple[int, int, int, int]:
+        """What there is of the same."""
+        scratch = self.scratch
+        assert scratch is not None
+        kept = len(scratch.partial[0]) if scratch.partial else 0
+        return scratch.capacity, scratch.best.numel(), len(scratch.logits), kept
 
     def run(self, step: Step) -> None:
         """All launches of a step."""
@@ -160,18 +193,23 @@ class Runner:
             launch(step)
 
     @property
-    def _dim(self) -> int:
+    def dim(self) -> int:
         """Columns of a tile that holds a head."""
         return max(16, int(triton.next_power_of_2(self.program.head_dim)))
+
+    @property
+    def group_padded(self) -> int:
+        """Rows of a tile that holds the query heads of one key head."""
+        return max(16, int(triton.next_power_of_2(self.program.heads // self.program.kv_heads)))
 
     def _make_scratch(self, capacity: int) -> _Scratch:
         def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=self.device)
 
         widest = max(width for name, width in self.widths.items() if name in self.stream)
-        before, self.tokens = self.tokens, zeros(capacity, dtype=torch.int32)
-        self.tokens[: len(before)] = before  # the next step may want what the last one has made
-        return _Scratch(
+        tokens = zeros(capacity, dtype=torch.int32)
+        tokens[: len(self.tokens)] = self.tokens  # the next step may want what the last one has made
+        made = _Scratch(
             capacity,
             {
                 name: zeros(capacity, width, dtype=torch.float32 if name in self.stream else self.dtype)
@@ -183,11 +221,10 @@ class Runner:
             zeros(0, dtype=torch.int32),
             zeros(capacity, widest, dtype=self.dtype),
             zeros(capacity, widest, dtype=self.dtype),
+            zeros(0, self.program.vocab_size, dtype=torch.float32),
         )
-
-    norms: int = 1  # statistics that a step keeps
-    compiling: bool = False
-    generation: int = 0  # of addresses
+        self.tokens = tokens
+        return made
 
     # --- launches ------------------------------------------------------------------------------------------------
 
@@ -384,11 +421,13 @@ class _Lowering:
     def _attention(self, op: Attention) -> None:
         runner, program = self.runner, self.program
         q_view, out_view, group = self._view(op.q), self._view(op.out), program.heads // program.kv_heads
-        dim = max(16, triton.next_power_of_2(program.head_dim))
         shared = {
-            "GROUP": group, "DIM": dim, "TILE": attention.TILE, "SPLIT": attention.SPLIT,
+            "GROUP": group, "DIM": runner.dim, "TILE": attention.TILE, "SPLIT": attention.SPLIT,
             "DTYPE": _TRITON_TYPES[runner.dtype], "WIDE": runner.interpret, "PDL": runner.pdl,
         }  # fmt: skip
+
+        def stages_of(choice: tuple[int, int]) -> tuple[int, int]:
+            return choice[0], attend_stages(choice[1], runner.dim, runner.dtype.itemsize, runner.shared_bytes)
 
         def launch(step: Step) -> None:
             scratch, dims, ints, pool = runner.scratch, step.dims, step.ints, step.pool
@@ -402,8 +441,8 @@ class _Lowering:
                     q, q_stride, out, out_stride, keys, values, ints["decode_rows"], ints["contexts"],
                     step.tables, step.tables.stride(0), *scratch.partial,
                     op.scale, program.head_dim, program.kv_heads, pool.block_size, dims.splits,
-                    GROUP_PADDED=max(16, triton.next_power_of_2(group)), WHOLE_TILES=whole,
-                    **shared, **runner.options(*ATTEND_ONE),
+                    GROUP_PADDED=runner.group_padded, WHOLE_TILES=whole,
+                    **shared, **runner.options(*stages_of(ATTEND_ONE)),
                 )  # fmt: skip
             if dims.tiles:
                 runner.start(
@@ -411,7 +450,7 @@ class _Lowering:
                     q, q_stride, out, out_stride, keys, values, ints["tile_rows"], ints["tile_lengths"],
                     ints["tile_positions"], ints["tile_spans"], step.tables, step.tables.stride(0),
                     op.scale, program.head_dim, program.kv_heads, pool.block_size,
-                    ROWS=runner.tile_rows, WHOLE_TILES=whole, **shared, **runner.options(*ATTEND_MANY),
+                    ROWS=runner.tile_rows, WHOLE_TILES=whole, **shared, **runner.options(*stages_of(ATTEND_MANY)),
                 )  # fmt: skip
 
         runner.launches.append(launch)
@@ -508,7 +547,7 @@ def logits_tiling(runner: Runner, dims: Dims) -> Any:
     """The tiles of the last matrix, which the choice of tokens has to know, too."""
     width = next(op.x for op in runner.program.ops if getattr(op, "out", None) == RESULT and hasattr(op, "x"))
     inputs = runner.program.buffers[width].width
-    return choose_tiling("logits", dims.outputs, inputs, runner.dtype == torch.float32)
+    return choose_tiling("logits", dims.outputs, inputs, runner.dtype == torch.float32, runner.shared_bytes)
 
 
 def _single(op: Op | FusedLinear) -> tuple[str, ...]:
@@ -556,7 +595,7 @@ class _Linear:
         if not count:
             return
         wide = runner.dtype == torch.float32
-        tiles_of = choose_tiling(self.epilogue, count, self.inputs, wide)
+        tiles_of = choose_tiling(self.epilogue, count, self.inputs, wide, runner.shared_bytes)
         x, x_stride = runner.at(self.x)
         row_map = step.ints["output_rows"] if self.x.selected else None
         norm = "" if self.norm is None else {"rms": "scaled", "layer": "layer"}[self.norm.kind]

@@ -17,6 +17,7 @@ from knee.devices.cuda.runner import Pool, Runner, Step
 
 _LARGEST_GRAPH = 8192  # rows; beyond, launching costs nothing beside the step
 _AHEAD = 2  # steps whose integers and results are in use at a time
+_WIDTH = 16  # blocks of a block table, at least
 _MOST_GRAPHS = 256  # that are kept; shapes of mixed steps are many
 
 
@@ -102,7 +103,7 @@ class Steps:
         dims = batch.dims
         fields = self._fields_of(dims)
         with self._on_stream():
-            self._reserve(dims, fields)
+            self._reserve(dims, fields, max([len(span.block_table) for span in spans]))
             self._prepare(dims)
             slot = self._slots[self._count % _AHEAD]
             self._count += 1
@@ -133,19 +134,20 @@ class Steps:
         slot.tokens[: dims.outputs].copy_(runner.tokens[: dims.outputs], non_blocking=True)
         if arrived is not None:
             arrived.record(self._stream)
+        if dims not in self._captured and dims in self._seen and self._capturable(dims):
+            self._capture(
+                dims, self._step(dims, fields)
+            )  # it has come again; behind the step, which does not wait for it
+        self._seen.add(dims)
         return Flight(batch, slot.tokens, logits, began, ended, arrived)
 
     def _run(self, dims: Dims, fields: Fields) -> None:
-        """Replay the shape's graph, or launch kernel by kernel; a shape that comes again is captured."""
+        """Replay the shape's graph, or launch kernel by kernel."""
         graph = self._captured.get(dims) if self.graphs else None
         if graph is not None:
             graph.replay()
             return
-        step = self._step(dims, fields)
-        self.runner.run(step)
-        if self._capturable(dims) and dims in self._seen:
-            self._capture(dims, step)
-        self._seen.add(dims)
+        self.runner.run(self._step(dims, fields))
 
     def _capturable(self, dims: Dims) -> bool:
         room = dims.decode_only or len(self._captured) < _MOST_GRAPHS
@@ -156,12 +158,13 @@ class Steps:
 
         As requests end, a batch goes through the smaller shapes, and capturing takes time.
         """
-        if dims in self._captured or dims in self._seen:
+        if dims in self._captured:
             return
         if not dims.decode_only or not self._capturable(dims):
             self._compile([dims])
             return
-        shapes = [replace(dims, rows=rows, items=rows, spans=rows, outputs=rows) for rows in _ladder(dims.rows)]
+        ladder = _ladder(dims.rows) if dims.splits == 1 else [dims.rows]  # contexts grow past a split at any size
+        shapes = [replace(dims, rows=rows, items=rows, spans=rows, outputs=rows) for rows in ladder]
         missing = [shape for shape in shapes if shape not in self._captured]
         self._compile(missing)
         kept = self.runner.tokens.clone()  # the step may want what the one before has made
@@ -177,6 +180,8 @@ class Steps:
     def _compile(self, shapes: Sequence[Dims]) -> None:
         """Kernels that differ between shapes follow from powers of two, or nearly: others are compiled as they come."""
         new = {shape.kernels: shape for shape in shapes if shape.kernels not in self._compiled}
+        if not new:
+            return
         self.runner.compile([self._step(shape, self._fields_of(shape)) for shape in new.values()])
         self._compiled.update(new)
 
@@ -223,30 +228,35 @@ class Steps:
             self.settle()
         self._captured.clear()
 
-    def _reserve(self, dims: Dims, fields: Fields) -> None:
-        """Room for a step of this shape on both sides. What grows is copied by nobody: no step may be in flight."""
-        assert self.pool is not None
-        device, pinned = self.runner.device, not self.runner.interpret
-        width = self.pool.table_width
-        if (
-            self._tables is None
-            or self._ints is None
-            or self._tables.shape[1] < width
-            or len(self._tables) < dims.spans
-            or (len(self._ints) < fields.size or len(self._slots[0].tokens) < dims.outputs)
-        ):
+    def _reserve(self, dims: Dims, fields: Fields, blocks: int = 1) -> None:
+        """Room for a step of this shape, with so many blocks a request, on both sides.
+
+        What was captured is void wherever an address changes, also where memory runs out half way.
+        """
+        if not self._has_room(dims, fields, blocks):
             self.settle()
-            spans, size = max(64, 2 * dims.spans), max(1024, 2 * fields.size)
-            outputs = max(64, 2 * dims.outputs)
+            self.forget()
+            spans, size, outputs = (2 * count for count in (max(32, dims.spans), max(512, fields.size), dims.outputs))
+            width = max(_WIDTH, 1 << (blocks - 1).bit_length(), 0 if self._tables is None else self._tables.shape[1])
+            device, pinned = self.runner.device, not self.runner.interpret
+            slots = [_make_slot(size, spans, width, max(64, outputs), pinned) for _ in range(_AHEAD)]
+            tables = torch.zeros((spans, width), dtype=torch.int32, device=device)
             self._ints = torch.zeros(size, dtype=torch.int32, device=device)
-            self._tables = torch.zeros((spans, width), dtype=torch.int32, device=device)
-            self._slots = [_make_slot(size, spans, width, outputs, pinned) for _ in range(_AHEAD)]
-            self.forget()
-        self.runner.reserve(dims)
-        if self._generation != self.runner.generation:
-            self.settle()
-            self.forget()
-            self._generation = self.runner.generation
+            self._tables, self._slots = tables, slots
+        try:
+            self.runner.reserve(dims)
+        finally:
+            if self._generation != self.runner.generation:
+                self.settle()
+                self.forget()
+                self._generation = self.runner.generation
+
+    def _has_room(self, dims: Dims, fields: Fields, blocks: int) -> bool:
+        tables, ints = self._tables, self._ints
+        if tables is None or ints is None:
+            return False
+        tables_fit = len(tables) >= dims.spans and tables.shape[1] >= blocks
+        return tables_fit and len(ints) >= fields.size and len(self._slots[0].tokens) >= dims.outputs
 
     def settle(self) -> None:
         """Wait for all steps that were started."""

@@ -8,12 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cache
 
-from knee.devices.cuda.kernels.common import CHUNK
+CHUNK = 64
+"""Inputs in a chunk of a sum."""
 
 _MOST_WASTE = 1.15  # padding of the inputs that more parts may cost
 _MOST_AHEAD = 6  # rounds of weights that registers hold
-_SHARED_BYTES = 220 * 1024  # of a multiprocessor, for one program
 
+
+TILE = 64
+"""Tokens of a tile of attention."""
 
 # Warps and stages of the attention kernels.
 ATTEND_ONE = (4, 3)
@@ -74,26 +77,33 @@ _FOR_LONG_SUMS = {
 
 
 @cache
-def choose_tiling(epilogue: str, rows: int, inputs: int, wide: bool) -> Tiling:
-    """For a step of so many rows. `wide`: 32-bit operands, which do not use matrix instructions."""
+def choose_tiling(epilogue: str, rows: int, inputs: int, wide: bool, shared: int) -> Tiling:
+    """For a step of so many rows, on a card with so many bytes of shared memory for a program.
+
+    `wide`: 32-bit operands, which do not use matrix instructions.
+    """
     if wide:
         return Tiling(few=True, rows=16, columns=16, warps=4, stages=2)
+    return _fitting(_fastest(epilogue, rows, inputs), inputs, shared)
+
+
+def _fastest(epilogue: str, rows: int, inputs: int) -> Tiling:
+    """What was measured on one H100; shared memory aside."""
     rounds = padded(inputs) // _round(inputs)
-    ahead = rounds if rounds <= _MOST_AHEAD else 0
     if epilogue == "logits":
-        return _fitting(_for_logits(rows), inputs)
+        return _for_logits(rows)
     if rows <= 32 and rounds > _MOST_AHEAD:
         return _FOR_LONG_SUMS[epilogue]
     if rows <= 64 and not (epilogue == "gate" and rows > 32):
         warps = 8 if epilogue == "gate" or rounds > 3 else 4
         columns = 32 if rows > 16 or epilogue == "gate" or (epilogue == "plain" and rounds <= 3) else 16
-        return Tiling(True, 16, columns, warps, 3, ahead)
+        return Tiling(True, 16, columns, warps, 3, ahead=rounds if rounds <= _MOST_AHEAD else 0)
     if rows <= 512:
         columns = 128 if epilogue == "gate" and rows > 64 else 32
-        return _fitting(Tiling(False, 64, columns, 4, 4, apart=True), inputs)
+        return Tiling(False, 64, columns, 4, 4, apart=True)
     if epilogue == "gate":
-        return _fitting(Tiling(False, 128, 128, 8, 2, apart=True), inputs)
-    return _fitting(Tiling(False, 64, 64, 4, 2 if rounds <= 3 and rows > 1024 else 3, apart=True), inputs)
+        return Tiling(False, 128, 128, 8, 2, apart=True)
+    return Tiling(False, 64, 64, 4, 2 if rounds <= 3 and rows > 1024 else 3, apart=True)
 
 
 def _for_logits(rows: int) -> Tiling:
@@ -104,13 +114,22 @@ def _for_logits(rows: int) -> Tiling:
     return Tiling(False, 128, 128, 8, 2, apart=True)
 
 
-def _fitting(tiling: Tiling, inputs: int) -> Tiling:
-    """With as many stages as shared memory holds, narrower if it does not hold two."""
-    stage = 2 * _round(inputs) * (tiling.rows + tiling.columns)
-    if 2 * stage > _SHARED_BYTES:
-        return _fitting(replace(tiling, columns=tiling.columns // 2), inputs)
-    return replace(tiling, stages=min(tiling.stages, _SHARED_BYTES // stage))
+def _fitting(tiling: Tiling, inputs: int, shared: int) -> Tiling:
+    """With as many stages, or rounds ahead, as shared memory holds; smaller if it does not hold two."""
+    rounds = padded(inputs) // _round(inputs)
+    stage = 2 * (4 * CHUNK if tiling.few else _round(inputs)) * (tiling.rows + tiling.columns)
+    if 2 * stage > shared and tiling.columns > 16:
+        return _fitting(replace(tiling, columns=tiling.columns // 2), inputs, shared)
+    if 2 * stage > shared and tiling.rows > 16:
+        return _fitting(replace(tiling, rows=tiling.rows // 2), inputs, shared)
+    held = max(1, shared // stage)
+    return replace(tiling, stages=min(tiling.stages, held), ahead=min(tiling.ahead, rounds, held))
 
 
 def _round(inputs: int) -> int:
     return CHUNK * parts_of(inputs)
+
+
+def attend_stages(stages: int, dim: int, size: int, shared: int) -> int:
+    """Of an attention kernel: what shared memory holds of tiles of keys and values of `size` bytes a number."""
+    return max(1, min(stages, shared // (2 * TILE * dim * size) - 1))

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 
 from knee.devices.cuda.kernels.common import product
+from knee.devices.cuda.tiling import TILE as TILE
 
-TILE = 64
 SPLIT = 256
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -61,7 +61,7 @@ def put_together(largest, total, acc, other_largest, other_total, other_acc):
     return new, total, acc
 
 
-@triton.jit(do_not_specialize=["splits"])
+@triton.jit(do_not_specialize=["splits", "table_width"])
 def attend_one(
     q, q_stride, out, out_stride, keys, values, decode_rows, contexts, tables, table_width,
     partial, partial_stats, counters, scale, head_dim, kv_heads, block_size, splits,
@@ -136,7 +136,7 @@ def attend_one(
                 tl.store(out_at, (acc / sums[:, None]).to(out.dtype.element_ty), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_width"])
 def attend_many(
     q, q_stride, out, out_stride, keys, values, tile_rows, tile_lengths, tile_positions, tile_spans,
     tables, table_width, scale, head_dim, kv_heads, block_size,

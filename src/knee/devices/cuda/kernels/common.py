@@ -18,17 +18,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-CHUNK = 64
-"""Inputs in a chunk."""
+STATS_SCALE = tl.constexpr(float(2**22))
+"""Fixed point of a norm's sums: steps of 2^-22."""
 
-STATS_SCALE = tl.constexpr(float(2**26))
-"""Fixed point of a norm's sums: steps of 2^-26."""
-
-LARGEST_SUM = tl.constexpr(float(2**36))
-"""That a row's sum of squares may have; in fixed point it is 2^62."""
-
-NO_SUM = tl.constexpr(-(2**63))
-"""The highest bit: of a sum that was too large, or not a number. Nothing that is added afterwards clears it."""
+LARGEST_SUM = tl.constexpr(float(2**40))
+"""That a row's sum of squares may have, which is 2^62 in fixed point. One value may have its share of it."""
 
 
 @triton.jit
@@ -69,34 +63,33 @@ def activate(x, KIND: tl.constexpr):
 
 
 @triton.jit
-def squares_of(x, tiles):
-    """Sums of squares of a tile's rows in fixed point, and whether each fits, of `tiles` that are added up."""
-    limit = LARGEST_SUM / tl.maximum(tiles, x.shape[1])
-    squares = tl.sum((tl.minimum(x * x, limit) * STATS_SCALE + 0.5).to(tl.int64), axis=1)
-    return squares, squares < (limit * STATS_SCALE).to(tl.int64)
+def in_range(x, width):
+    """x, and NaN for what is too large for the sums of a row of so many columns: such a row must not pass unseen."""
+    return tl.where(x * x <= LARGEST_SUM / width, x, float("nan"))
 
 
 @triton.jit
-def add_stats(stats, rows, row_ok, x, tiles, capacity, KIND: tl.constexpr):
+def squares_of(x, width):
+    """Squares in fixed point. What is out of range is in the stream as NaN, whatever stands here."""
+    return (tl.minimum(x * x, LARGEST_SUM / width) * STATS_SCALE + 0.5).to(tl.int64)
+
+
+@triton.jit
+def add_stats(stats, rows, row_ok, x, width, capacity, KIND: tl.constexpr):
     """Add a tile of the stream (rows, columns; zeros where there is none) to its rows' sums, in fixed point.
 
     The sums of squares come first, `capacity` of them, then the sums (KIND "layer" only).
     """
     if KIND != "":
-        squares, fits = squares_of(x, tiles)
-        tl.atomic_add(stats + rows, squares, mask=row_ok & fits, sem="relaxed")
-        tl.atomic_or(stats + rows, tl.full(rows.shape, NO_SUM, tl.int64), mask=row_ok & (fits == 0), sem="relaxed")
+        tl.atomic_add(stats + rows, tl.sum(squares_of(x, width), axis=1), mask=row_ok, sem="relaxed")
         if KIND == "layer":
             sums = (x * STATS_SCALE).to(tl.int64)
-            tl.atomic_add(stats + capacity + rows, tl.sum(sums, axis=1), mask=row_ok & fits, sem="relaxed")
+            tl.atomic_add(stats + capacity + rows, tl.sum(sums, axis=1), mask=row_ok, sem="relaxed")
 
 
 @triton.jit
 def read_stats(stats, rows, row_ok, eps, capacity, WIDTH: tl.constexpr, KIND: tl.constexpr):
-    """Mean and 1 / standard deviation of rows of WIDTH columns, float32; the mean is 0 for KIND "rms".
-
-    Not a number where a sum was too large: no such row passes for a smaller one.
-    """
+    """Mean and 1 / standard deviation of rows of WIDTH columns, float32; the mean is 0 for KIND "rms"."""
     one: tl.constexpr = 1.0 / (STATS_SCALE * WIDTH)
     squares = tl.load(stats + rows, mask=row_ok, other=0)
     if KIND == "layer":

@@ -25,6 +25,7 @@ from knee.devices.cuda.kernels.common import (
     add_parts,
     add_stats,
     halves,
+    in_range,
     normalize,
     product,
     read_stats,
@@ -56,7 +57,7 @@ def tile_columns(tile, outputs, head_dim, EPILOGUE: tl.constexpr, COLUMNS: tl.co
 
 @triton.jit
 def finish_plain(
-    acc, rows, row_ok, columns, column_ok, tiles, bias, residual, out, out_stride, out_stats, capacity,
+    acc, rows, row_ok, columns, column_ok, outputs, bias, residual, out, out_stride, out_stats, capacity,
     next_weight, scaled, ACTIVATION: tl.constexpr, STATS: tl.constexpr,
 ):  # fmt: skip
     if bias is not None:
@@ -66,11 +67,13 @@ def finish_plain(
     at = rows[:, None].to(tl.int64) * out_stride + columns[None, :]
     if residual is not None:
         acc += tl.load(residual + at, mask=there, other=0.0)
+    if STATS != "":
+        acc = in_range(acc, outputs)
     tl.store(out + at, acc.to(out.dtype.element_ty), mask=there)
     if next_weight is not None:
         weight = tl.load(next_weight + columns, mask=column_ok, other=0.0)
         tl.store(scaled + at, (acc * weight[None, :]).to(scaled.dtype.element_ty), mask=there)
-    add_stats(out_stats, rows, row_ok, tl.where(there, acc, 0.0), tiles, capacity, STATS)
+    add_stats(out_stats, rows, row_ok, tl.where(there, acc, 0.0), outputs, capacity, STATS)
 
 
 @triton.jit
@@ -157,7 +160,7 @@ def epilogue(
         acc *= tl.load(scale + columns, mask=column_ok, other=0.0)[None, :]
     if EPILOGUE == "plain":
         finish_plain(
-            acc, rows, row_ok, columns, column_ok, tiles, bias, residual, out, out_stride, out_stats, capacity,
+            acc, rows, row_ok, columns, column_ok, outputs, bias, residual, out, out_stride, out_stats, capacity,
             next_weight, scaled, ACTIVATION, STATS,
         )  # fmt: skip
     elif EPILOGUE == "gate":

@@ -5,12 +5,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from knee.devices.cuda.kernels.common import NO_SUM, STATS_SCALE, normalize, read_stats, squares_of
+from knee.devices.cuda.kernels.common import STATS_SCALE, in_range, normalize, read_stats, squares_of
 
 NOT_FINITE = tl.constexpr(-2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_width"])
 def embed(
     tokens, sources, before, positions, row_spans, tables, table_width, block_size, slots,
     w, w_scale, w_stride, position_w, out, out_stride, width, stats, norms, capacity, next_weight, scaled,
@@ -34,12 +34,12 @@ def embed(
         x *= tl.load(w_scale + token)
     if position_w is not None:
         x += tl.load(position_w + position.to(tl.int64) * width + n, mask=there, other=0.0)
+    x = in_range(x, width)
     tl.store(out + row.to(tl.int64) * out_stride + n, x, mask=there)
     if next_weight is not None:
         weight = tl.load(next_weight + n, mask=there, other=0.0)
         tl.store(scaled + row.to(tl.int64) * out_stride + n, (x * weight).to(scaled.dtype.element_ty), mask=there)
-    row_squares, fits = squares_of(x[None, :], 1)
-    squares = tl.sum(tl.where(fits, row_squares, NO_SUM), axis=0)
+    squares = tl.sum(squares_of(x, width), axis=0)
     sums = tl.sum((x * STATS_SCALE).to(tl.int64), axis=0)
     norm = tl.arange(0, NORMS)
     at = stats + norm.to(tl.int64) * 2 * capacity + row
