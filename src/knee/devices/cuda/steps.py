@@ -128,16 +128,13 @@ class Steps:
         logits = None
         if dims.logits:
             assert runner.scratch is not None
-            assert runner.scratch.logits is not None
             logits = torch.empty((dims.outputs, runner.program.vocab_size))
             logits.copy_(runner.scratch.logits[: dims.outputs])  # waits for the step: who chooses is the host
         slot.tokens[: dims.outputs].copy_(runner.tokens[: dims.outputs], non_blocking=True)
         if arrived is not None:
             arrived.record(self._stream)
         if dims not in self._captured and dims in self._seen and self._capturable(dims):
-            self._capture(
-                dims, self._step(dims, fields)
-            )  # it has come again; behind the step, which does not wait for it
+            self._capture(dims, self._step(dims, fields))  # it has come again; the step itself does not wait for that
         self._seen.add(dims)
         return Flight(batch, slot.tokens, logits, began, ended, arrived)
 

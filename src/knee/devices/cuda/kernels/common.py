@@ -65,13 +65,13 @@ def activate(x, KIND: tl.constexpr):
 @triton.jit
 def in_range(x, width):
     """x, and NaN for what is too large for the sums of a row of so many columns: such a row must not pass unseen."""
-    return tl.where(x * x <= LARGEST_SUM / width, x, float("nan"))
+    return tl.where(x * x * width <= LARGEST_SUM, x, float("nan"))
 
 
 @triton.jit
 def squares_of(x, width):
     """Squares in fixed point. What is out of range is in the stream as NaN, whatever stands here."""
-    return (tl.minimum(x * x, LARGEST_SUM / width) * STATS_SCALE + 0.5).to(tl.int64)
+    return (tl.where(x * x * width <= LARGEST_SUM, x * x, 0.0) * STATS_SCALE + 0.5).to(tl.int64)
 
 
 @triton.jit
