@@ -505,17 +505,21 @@ class _Lowering:
 
     def _choose(self) -> None:
         runner, program = self.runner, self.program
+        last = next(op for op in self.ops if isinstance(op, FusedLinear) and op.writes == (RESULT,))
+        inputs, wide = program.weights[last.parts[0].weight].shape[1], runner.dtype == torch.float32
 
         def launch(step: Step) -> None:
             scratch, dims = runner.scratch, step.dims
             assert scratch is not None
-            if dims.outputs:
-                tiles = -(-program.vocab_size // logits_tiling(runner, dims).columns)
-                runner.start(
-                    rows.choose, (dims.outputs,),
-                    scratch.best, scratch.best_at, tiles, runner.tokens,
-                    BLOCK=triton.next_power_of_2(tiles), PDL=runner.pdl, **runner.options(),
-                )  # fmt: skip
+            if not dims.outputs:
+                return
+            columns = choose_tiling("logits", dims.outputs, inputs, wide, runner.shared_bytes).columns
+            tiles = -(-program.vocab_size // columns)
+            runner.start(
+                rows.choose, (dims.outputs,),
+                scratch.best, scratch.best_at, tiles, runner.tokens,
+                BLOCK=triton.next_power_of_2(tiles), PDL=runner.pdl, **runner.options(),
+            )  # fmt: skip
             if dims.drawn:
                 runner.start(
                     rows.draw, (dims.outputs,),
@@ -541,13 +545,6 @@ def _next_norms(ops: Sequence[FusedOp], runner: Runner) -> dict[int, Norm]:
             writer[written[0]] = id(op)
             readers[id(op)] = []
     return {place: norms[0] for place, norms in readers.items() if len(norms) == 1 and norms[0].kind == "rms"}
-
-
-def logits_tiling(runner: Runner, dims: Dims) -> Any:
-    """The tiles of the last matrix, which the choice of tokens has to know, too."""
-    width = next(op.x for op in runner.program.ops if getattr(op, "out", None) == RESULT and hasattr(op, "x"))
-    inputs = runner.program.buffers[width].width
-    return choose_tiling("logits", dims.outputs, inputs, runner.dtype == torch.float32, runner.shared_bytes)
 
 
 def _single(op: Op | FusedLinear) -> tuple[str, ...]:

@@ -158,7 +158,8 @@ def draw(
 ):  # fmt: skip
     """Where a row has a temperature, its token by inverse CDF over ids; rows with a logit that is none keep theirs.
 
-    A row goes through its logits twice, block by block in order: for the sum, and for the place.
+    A row goes through its logits twice, block by block in order: for the sum, and for the place. A number that float32
+    rounds to 1 leaves the greedy token, as rounding at the very end of the sum does.
     """
     row = tl.program_id(0)
     temperature, uniform = tl.load(temperatures + row), tl.load(uniforms + row)
