@@ -109,6 +109,13 @@ def test_a_drift_over_the_run_is_told_with_its_direction():
     assert "drifting" not in warnings(*make(TWO))
 
 
+def test_times_that_fell_to_a_quarter_fell_by_three_quarters():
+    """About: trials come in pairs. The line goes through logarithms, whose difference is no percentage (151)."""
+    cells = [(one, lambda repeat, _request: 0.4 * 4 ** (-repeat / 4)) for one, _ in TWO]
+    message = warnings(*make(cells))["drifting"].message
+    assert any(f"fell by {percent} %" in message for percent in range(72, 80)), message
+
+
 def test_a_slow_pulse_a_hot_processor_and_a_low_clock_are_throttling():
     slow = with_trials(lambda _cell, repeat: {"pulse_ms": (10.0, 10.0 if repeat < 2 else 13.0)})
     assert "around 6 of 10 trials, up to 30 % longer" in slow["throttled"].message

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import log
+from math import expm1, log
 from statistics import fmean, median
 
 from knee.lab.judgement.knee_point import names
@@ -260,7 +260,7 @@ def drifting(given: Evidence) -> Warning_ | None:
     if found is None or found.p_value >= DRIFT_P or abs(found.change) < DRIFT:
         return None
     direction = "slower" if found.change > 0 else "faster"
-    return _doubt("drifting", "drifting", (), f"drifting_{direction}", percent=f"{abs(found.change) * 100:.0f}")
+    return _doubt("drifting", "drifting", (), f"drifting_{direction}", percent=f"{abs(expm1(found.change)) * 100:.0f}")
 
 
 # --- the device ----------------------------------------------------------------------------------------------------
