@@ -13,7 +13,7 @@ import pytest
 
 from knee import machine
 from knee.lab import environment
-from knee.lab.environment import gpu_utilization, read_hardware, read_software
+from knee.lab.environment import read_hardware, read_software
 
 Tools = Callable[[dict[str, str]], None]
 
@@ -169,17 +169,6 @@ def test_gpus_are_what_nvidia_smi_lists(tools: Tools) -> None:
     tools({"nvidia-smi": "NVIDIA H100 80GB HBM3, 81559, 550.54.15\nNVIDIA GB10, [N/A], 580.1\nnot a line"})
     [gpu] = read_hardware().gpus
     assert (gpu.name, gpu.memory_gib, gpu.driver) == ("NVIDIA H100 80GB HBM3", 79.65, "550.54.15")
-
-
-def test_gpu_utilization_is_a_fraction_or_has_a_reason(tools: Tools) -> None:
-    tools({"nvidia-smi": "37"})
-    assert gpu_utilization() == (0.37, "")
-    tools({"nvidia-smi": "[N/A]"})
-    assert gpu_utilization() == (None, "GPU utilization: nvidia-smi gave no number")
-    tools({})
-    value, reason = gpu_utilization()
-    assert value is None
-    assert "no NVIDIA GPU" in reason
 
 
 def test_software_names_knee_and_what_it_stands_on() -> None:

@@ -388,13 +388,11 @@ def test_records_of_before_are_read() -> None:
 
 
 def baseline(
-    monkeypatch: pytest.MonkeyPatch,
-    device: Callable[[Any], Any],
-    smi: tuple[float | None, str],
+    monkeypatch: pytest.MonkeyPatch, device: Callable[[Any], Any], smi: bool = True
 ) -> tuple[BaselineMetrics, Outcome]:
-    """On a device, where nvidia-smi says so."""
+    """On a device, where there is nvidia-smi or not."""
     time_ = FakeTime()
-    monkeypatch.setattr(baseline_lab, "gpu_utilization", lambda: smi)
+    monkeypatch.setattr(baseline_lab, "has_nvidia_smi", lambda: smi)
     spec = BaselineSpec(Workload((Prompt((1, 2, 3)),), 1, 10))
     outcome = baseline_lab.run(device(time_.per_row), spec, Rows(), time_.clock)
     assert isinstance(outcome.metrics, BaselineMetrics)
@@ -403,33 +401,29 @@ def baseline(
 
 def test_a_baseline_s_utilization_is_the_mean_over_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, FakeNvml())
-    metrics, outcome = baseline(monkeypatch, cuda_llm, (0.01, ""))
+    metrics, outcome = baseline(monkeypatch, cuda_llm)
     assert metrics.gpu_utilization == 0.75
     assert metrics.gpu is not None
     assert metrics.gpu.joules_per_token == pytest.approx(2.4)
     assert not any("GPU" in note for note in outcome.notes)
 
 
-@pytest.mark.parametrize(
-    ("smi", "busy", "told"),
-    [((0.4, ""), 0.4, "one look of nvidia-smi"), ((None, "GPU utilization: there is no NVIDIA GPU"), None, "NVML")],
-)
-def test_without_nvml_a_baseline_falls_back_to_nvidia_smi(
-    monkeypatch: pytest.MonkeyPatch, smi: tuple[float | None, str], busy: float | None, told: str
-) -> None:
+def test_without_nvml_a_baseline_s_utilization_is_null_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, None)
-    metrics, outcome = baseline(monkeypatch, lambda cost: cuda_llm(cost, ("slow.",)), smi)
-    assert metrics.gpu_utilization == busy
-    assert any(told in note for note in outcome.notes)
-    assert not any("no NVIDIA GPU" in note for note in outcome.notes)
+    metrics, outcome = baseline(monkeypatch, lambda cost: cuda_llm(cost, ("slow.",)))
+    assert metrics.gpu_utilization is None
+    assert any("NVML" in note for note in outcome.notes)
     assert [one.code for one in outcome.warnings] == ["device_fallback"]
 
 
-def test_a_baseline_on_the_cpu_says_so_whatever_gpu_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("smi", "told"), [(True, "ran on the CPU"), (False, "no NVIDIA GPU")])
+def test_a_baseline_on_the_cpu_says_so_whatever_gpu_is_there(
+    monkeypatch: pytest.MonkeyPatch, smi: bool, told: str
+) -> None:
     install(monkeypatch, FakeNvml())
-    metrics, outcome = baseline(monkeypatch, make_llm, (0.4, ""))
+    metrics, outcome = baseline(monkeypatch, make_llm, smi)
     assert (metrics.gpu_utilization, metrics.gpu) == (None, None)
-    assert any("ran on the CPU" in note for note in outcome.notes)
+    assert any(told in note for note in outcome.notes)
 
 
 # --- on the page -------------------------------------------------------------------------------------------------

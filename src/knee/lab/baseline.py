@@ -15,7 +15,7 @@ from knee.engine.engine import Engine
 from knee.engine.policies import make_policy
 from knee.engine.types import Request, SamplingParams
 from knee.errors import KneeError, UserError
-from knee.lab.environment import gpu_utilization
+from knee.lab.environment import has_nvidia_smi
 from knee.lab.experiment import Outcome, Sink, check_requests
 from knee.lab.gpu import GpuMonitor
 from knee.lab.judgement.doubts import fell_back
@@ -79,18 +79,12 @@ def run(llm: LLM, spec: BaselineSpec, sink: Sink, clock: Clock = REAL_TIME) -> O
 
 
 def _busy(llm: LLM, use: GpuUse | None) -> tuple[float | None, list[str]]:
-    """How busy the GPU was, and what is to be said about it: the mean over the run, or else one look after it."""
-    said = list(use.missing) if use else []
-    if use is not None and use.utilization is not None:
-        return use.utilization, said
-    busy, reason = gpu_utilization()
-    if busy is not None and llm.device.name != "cuda":
-        busy, reason = None, text("en", "note.ran_on_cpu", device=llm.device.name)
-    elif busy is not None:
-        reason = text("en", "note.gpu_after_the_run")
-    elif said:
-        reason = ""  # they say more than that there is no nvidia-smi
-    return busy, [*said, *([reason] if reason else [])]
+    """How busy the GPU was in the mean over the run, and what is to be said about it."""
+    if use is not None:
+        return use.utilization, list(use.missing)
+    if has_nvidia_smi():
+        return None, [text("en", "note.ran_on_cpu", device=llm.device.name)]
+    return None, [text("en", "note.no_gpu")]
 
 
 def _engine(llm: LLM, spec: BaselineSpec) -> Engine:

@@ -7,7 +7,6 @@ imports a device's library. Cores and memory are what this process may use (`mac
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import re
 import shutil
@@ -19,7 +18,6 @@ from pathlib import Path
 import psutil
 
 import knee
-from knee.lab.messages import text
 from knee.lab.records import Gpu, Hardware, Software
 from knee.machine import lines_of, memory_limit, usable_cores
 
@@ -61,16 +59,9 @@ def read_hardware() -> Hardware:
     return Hardware(cpu=_cpu_name(), cores=usable_cores(), isa=_isa(), memory_gib=round(_memory_gib(), 2), gpus=_gpus())
 
 
-def gpu_utilization() -> tuple[float | None, str]:
-    """How busy the first visible GPU is right now, as a fraction, and "" — or None and the reason why."""
-    if shutil.which("nvidia-smi") is None:
-        return None, text("en", "note.no_gpu")
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"
-    answer = _run("nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", f"--id={visible}")
-    try:
-        return min(float(answer) / 100.0, 1.0), ""
-    except ValueError:
-        return None, text("en", "note.gpu_unreadable")
+def has_nvidia_smi() -> bool:
+    """Whether there is the command that comes with NVIDIA's driver: where it is not, there is no such GPU."""
+    return shutil.which("nvidia-smi") is not None
 
 
 def _cpu_name() -> str:
@@ -108,7 +99,7 @@ def _memory_gib() -> float:
 
 
 def _gpus() -> list[Gpu]:
-    if shutil.which("nvidia-smi") is None:
+    if not has_nvidia_smi():
         return []
     answer = _run("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")
     return [gpu for line in answer.splitlines() if (gpu := _gpu(line)) is not None]

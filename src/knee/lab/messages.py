@@ -514,10 +514,6 @@ _WORDS: Mapping[str, tuple[str, str]] = {
         "GPU utilization: there is no NVIDIA GPU here (no nvidia-smi)",
         "GPU 利用率：本机没有 NVIDIA GPU（找不到 nvidia-smi）",
     ),
-    "note.gpu_unreadable": (
-        "GPU utilization: nvidia-smi gave no number",
-        "GPU 利用率：nvidia-smi 没有给出数值",
-    ),
 }
 
 # Topics with many words have files of their own.

@@ -54,10 +54,6 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "GPU energy: the card does not count it; it was added up from power, sampled every 50 ms",
         "GPU 能耗：该显卡没有能耗计数器，由每 50 ms 采样的功率累加得到",
     ),
-    "note.gpu_after_the_run": (
-        "GPU utilization: one look of nvidia-smi after the run",
-        "GPU 利用率：运行结束后由 nvidia-smi 读取一次",
-    ),
     # What makes numbers less trustworthy.
     "warning.device_fallback": ("The device did not run as intended: {what}.", "设备未按预期方式运行：{what}。"),
     "advice.device_fallback": (

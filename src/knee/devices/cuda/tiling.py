@@ -47,25 +47,22 @@ FINISH = Tiling(few=False, rows=32, columns=64, warps=4, stages=1)
 
 @cache
 def parts_of(inputs: int) -> int:
-    """Into how many parts the sum over so many inputs is dealt: at most four, the most that pad them by little.
-
-    Several parts have two chunks each at least: Triton makes dot(a, b, 0) + c into dot(a, b, c) where no loop is around
-    it, and two parts of one chunk would become one chain.
-    """
+    """Into how many parts the sum over so many inputs is dealt: at most four, the most that pad them by little."""
     chunks = -(-inputs // CHUNK)
-    return next(parts for parts in (4, 3, 2, 1) if parts == 1 or _few_enough(chunks, parts))
-
-
-def _few_enough(chunks: int, parts: int) -> bool:
-    rounds = -(-chunks // parts)
-    return rounds > 1 and rounds * parts <= chunks * _MOST_WASTE
+    return next(parts for parts in (4, 3, 2, 1) if parts == 1 or _rounds(chunks, parts) * parts <= chunks * _MOST_WASTE)
 
 
 @cache
 def padded(inputs: int) -> int:
     """Inputs as they are stored: whole rounds of a chunk for each part."""
-    whole = CHUNK * parts_of(inputs)
-    return -(-inputs // whole) * whole
+    parts = parts_of(inputs)
+    return CHUNK * parts * _rounds(-(-inputs // CHUNK), parts)
+
+
+def _rounds(chunks: int, parts: int) -> int:
+    """Two at least. Where no loop is around it, Triton makes dot(a, b, 0) + c into dot(a, b, c), which is another sum:
+    two parts of one chunk would become one chain, or a bias its beginning."""
+    return max(2, -(-chunks // parts))
 
 
 # Few rows of many inputs: memory has to be kept busy for longer.

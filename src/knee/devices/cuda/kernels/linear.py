@@ -31,6 +31,31 @@ from knee.devices.cuda.kernels.common import (
     read_stats,
 )
 
+# Four int8 to four numbers of 16 bits: a byte's lower seven bits and its highest one become the mantissas of numbers so
+# large that a unit in the last place is 1, and their difference, which is exact, is the byte's value.
+_WIDEN_INT8 = """
+    {
+        .reg .b32 low, top, low01, top01, low23, top23, minus;
+        mov.b32 minus, MINUS_ONES;
+        and.b32 low, $2, 0x7f7f7f7f;
+        and.b32 top, $2, 0x80808080;
+        prmt.b32 low01, low, LARGE, 0x4140;
+        prmt.b32 top01, top, LARGE, 0x4140;
+        prmt.b32 low23, low, LARGE, 0x4342;
+        prmt.b32 top23, top, LARGE, 0x4342;
+        fma.rn.TYPE $0, top01, minus, low01;
+        fma.rn.TYPE $1, top23, minus, low23;
+    }
+"""
+
+
+def _widen_int8(dtype: str, large: str, minus_ones: str) -> tl.constexpr:
+    return tl.constexpr(_WIDEN_INT8.replace("TYPE", dtype).replace("LARGE", large).replace("MINUS_ONES", minus_ones))
+
+
+INT8_TO_BFLOAT16 = _widen_int8("bf16x2", "0x43434343", "0xbf80bf80")  # from 128 on
+INT8_TO_FLOAT16 = _widen_int8("f16x2", "0x64646464", "0xbc00bc00")  # from 1024 on
+
 
 @triton.jit
 def tile_columns(tile, outputs, head_dim, EPILOGUE: tl.constexpr, COLUMNS: tl.constexpr):
@@ -177,10 +202,20 @@ def epilogue(
 
 
 @triton.jit
-def as_operand(w, DTYPE: tl.constexpr):
-    """A tile of weights in the products' type; int8 by way of float32, exactly."""
+def as_operand(w, DTYPE: tl.constexpr, WIDE: tl.constexpr):
+    """A tile of weights in the products' type; int8 exactly.
+
+    Not by a conversion of Triton's: where it sees that an operand was 8 bits wide it deals K out to the matrix
+    instructions in another order, and does so for small tiles only. Hence assembly of which it believes that it may do
+    more than calculate (`is_pure=False`).
+    """
     if w.dtype == tl.int8:
-        w = w.to(tl.float32)
+        if WIDE:
+            w = w.to(tl.float32)
+        elif tl.bfloat16 == DTYPE:
+            w = tl.inline_asm_elementwise(INT8_TO_BFLOAT16, "=r,=r,r", [w], dtype=tl.bfloat16, is_pure=False, pack=4)
+        else:
+            w = tl.inline_asm_elementwise(INT8_TO_FLOAT16, "=r,=r,r", [w], dtype=tl.float16, is_pure=False, pack=4)
     return w.to(DTYPE)
 
 
@@ -247,11 +282,11 @@ def linear_few_rows(
         lefts = lefts + (left,)
     acc = tl.zeros((4, ROWS, COLUMNS), tl.float32)
     for step in tl.static_range(AHEAD):
-        acc = product(lefts[step], as_operand(ahead[step], DTYPE), acc, WIDE)
+        acc = product(lefts[step], as_operand(ahead[step], DTYPE, WIDE), acc, WIDE)
     for k in range(AHEAD * ROUND, INPUTS, ROUND):
         right = tl.load(w_at + k, mask=w_ok, other=0)
         left = read_x(x_at + k, x_ok, k + x_k, part < PARTS, mean_3d, deviation_3d, norm_weight, norm_bias, NORM, DTYPE)
-        acc = product(left, as_operand(right, DTYPE), acc, WIDE)
+        acc = product(left, as_operand(right, DTYPE, WIDE), acc, WIDE)
     result = add_parts(acc, ROWS, COLUMNS)
     if NORM == "scaled":
         result *= deviation[:, None]
@@ -297,25 +332,29 @@ def linear_many_rows(
     fourth_part = tl.zeros((ROWS, COLUMNS), tl.float32)
     for k in range(0, INPUTS, ROUND):
         left = read_x(x_at + k, x_ok, k + chunk[None, :], True, mean, deviation, norm_weight, norm_bias, NORM, DTYPE)
-        first_part = product(left, as_operand(tl.load(w_at + k, mask=w_ok, other=0), DTYPE), first_part, WIDE)
+        first_part = product(left, as_operand(tl.load(w_at + k, mask=w_ok, other=0), DTYPE, WIDE), first_part, WIDE)
         if PARTS > 1:
             j = k + 64
             left = read_x(
                 x_at + j, x_ok, j + chunk[None, :], True, mean, deviation, norm_weight, norm_bias, NORM, DTYPE
             )
-            second_part = product(left, as_operand(tl.load(w_at + j, mask=w_ok, other=0), DTYPE), second_part, WIDE)
+            second_part = product(
+                left, as_operand(tl.load(w_at + j, mask=w_ok, other=0), DTYPE, WIDE), second_part, WIDE
+            )
         if PARTS > 2:
             j = k + 128
             left = read_x(
                 x_at + j, x_ok, j + chunk[None, :], True, mean, deviation, norm_weight, norm_bias, NORM, DTYPE
             )
-            third_part = product(left, as_operand(tl.load(w_at + j, mask=w_ok, other=0), DTYPE), third_part, WIDE)
+            third_part = product(left, as_operand(tl.load(w_at + j, mask=w_ok, other=0), DTYPE, WIDE), third_part, WIDE)
         if PARTS > 3:
             j = k + 192
             left = read_x(
                 x_at + j, x_ok, j + chunk[None, :], True, mean, deviation, norm_weight, norm_bias, NORM, DTYPE
             )
-            fourth_part = product(left, as_operand(tl.load(w_at + j, mask=w_ok, other=0), DTYPE), fourth_part, WIDE)
+            fourth_part = product(
+                left, as_operand(tl.load(w_at + j, mask=w_ok, other=0), DTYPE, WIDE), fourth_part, WIDE
+            )
     acc = (first_part + third_part) + (second_part + fourth_part)
     if NORM == "scaled":
         acc *= deviation
