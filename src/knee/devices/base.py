@@ -152,6 +152,7 @@ class Device(ABC):
     batch_invariant: bool = True  # the same tokens whatever else is in the batch
     draws: ClassVar[bool] = False  # can draw a token by its probability, see `Span.draw`
     can_vary: ClassVar[bool] = False  # whether that may be switched off, for speed
+    learns_shapes: ClassVar[bool] = False  # the first step of a shape takes longer than the next: it is compiled for it
     warnings: tuple[str, ...] = ()  # what did not go as intended since the device was made, a sentence each
 
     @abstractmethod

@@ -61,6 +61,8 @@ def run(llm: LLM, spec: BaselineSpec, sink: Sink, clock: Clock = REAL_TIME) -> O
     engine = _engine(llm, spec)
     engine.clock = clock.now
     cold = _generate(engine, spec, _COLD_TOKENS, clock)
+    if llm.device.learns_shapes:
+        _generate(engine, spec, spec.workload.max_new_tokens, clock)
     warm = [_prefill_ms(_generate(engine, spec, 1, clock)) for _ in range(spec.warm_prefills)]
     trial, gpu = Trial(), GpuMonitor(llm.device.name)
     gpu.start()

@@ -86,7 +86,7 @@ def run(llm: LLM, spec: InspectSpec, sink: Sink, clock: Clock = REAL_TIME) -> Ou
     generated = trial.requests[0]
     prompt, count = generated.prompt, len(generated.output)
     for blocks in (blocks_on := range(engine.kv.num_blocks)), ():  # warm up what the engine has not run
-        _by_hand(llm, prompt, 2, blocks, clock.now)
+        _by_hand(llm, prompt, count if llm.device.learns_shapes else 2, blocks, clock.now)
     on = _by_hand(llm, prompt, count, blocks_on, clock.now)
     off = _by_hand(llm, prompt, count, (), clock.now)
     metrics = InspectMetrics(

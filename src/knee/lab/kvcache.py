@@ -118,7 +118,8 @@ def _measure(llm: LLM, spec: KvCacheSpec, cell: _Cell, sink: Sink, clock: Clock)
     workload = spec.workload(cell.length)
     engine = _engine(llm, spec, workload, cell.kv_cache)
     engine.clock = clock.now
-    warm_up = replace(workload, max_new_tokens=min(_WARM_TOKENS, workload.max_new_tokens))
+    tokens = workload.max_new_tokens if llm.device.learns_shapes else min(_WARM_TOKENS, workload.max_new_tokens)
+    warm_up = replace(workload, max_new_tokens=tokens)
     run_trial(engine, warm_up, spec.params, Trial(), clock.sleep)
     trial = Trial(cell=cell.number)
     try:

@@ -1,7 +1,8 @@
 """One trial on a loaded model, from the cold start to the last token, with what the machine was like meanwhile.
 
 First a warm-up at the batch size that will be measured, whose steps are kept; then the workload's typical request
-alone on the idle engine, which is what limits for latencies are scaled to; then the trial itself. Around it a pulse,
+alone on the idle engine, which is what limits for latencies are scaled to; on a device that prepares itself for every
+shape of step anew, a rehearsal; then the trial itself. Around it a pulse,
 a fixed piece of arithmetic whose time tells a machine that was slowed down (heat, a limit on power, a neighbour).
 Plain data comes out, so that the same code runs in this process and in a fresh one.
 """
@@ -29,6 +30,9 @@ from knee.llm import LLM
 
 WARM_TOKENS = 4
 SOLO_TOKENS = 8
+REHEARSED = 64
+"""Requests of a trial that are rehearsed, or two batches if that is more."""
+
 _PULSE_SIZE, _PULSE_SUMS, _PULSES = 4096, 4000, 4
 _TRACED = 15
 _COLD_BYTES = 32 * 2**20
@@ -83,6 +87,9 @@ def measure(llm: LLM, job: Job, clock: Clock = REAL_TIME, ended: Callable[[], No
     found.warm_up = _warm_up(engine, job, clock)
     found.solo = _alone(engine, job, clock)
     engine.policy = job.cell.make(job.token_budget)
+    if llm.device.learns_shapes:
+        _rehearse(engine, job, clock)
+        engine.policy = job.cell.make(job.token_budget)
     gpu = GpuMonitor(llm.device.name)
     before, load, gap = pulse(), Load(), time.time() - time.monotonic()
     gpu.start()
@@ -156,6 +163,12 @@ def _alone(engine: Engine, job: Job, clock: Clock) -> SoloTimes | None:
     ttft = times[0] - request.scheduled_at
     tpot = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None
     return SoloTimes(len(prompt.ids), wanted, ttft, tpot)
+
+
+def _rehearse(engine: Engine, job: Job, clock: Clock) -> None:
+    """The beginning of the trial, so that in the trial few shapes of steps are new to the device."""
+    requests = min(job.workload.requests, max(REHEARSED, 2 * job.cell.max_batch_size))
+    run_trial(engine, replace(job.workload, requests=requests), job.params, Trial(), clock.sleep)
 
 
 def pulse() -> float:

@@ -43,8 +43,8 @@ class Dims:
 
     @property
     def kernels(self) -> tuple[object, ...]:
-        """What the choice of kernels depends on, nearly."""
-        return _coarse(self.rows), _coarse(self.outputs), self.items > 0, self.tiles > 0, self.logits, self.drawn
+        """What the kernels of a step depend on: two shapes that agree in it launch the same ones."""
+        return coarse(self.rows), coarse(self.outputs), self.items > 0, self.tiles > 0, self.logits, self.drawn
 
 
 class Fields:
@@ -96,7 +96,7 @@ def _round_up_to_power_of_four(count: int) -> int:
     return int(4 ** -(-(count - 1).bit_length() // 2))
 
 
-def _coarse(count: int) -> int:
+def coarse(count: int) -> int:
     """The next power of two: for counts whose excess costs next to nothing."""
     return 1 << (count - 1).bit_length() if count else 0
 
@@ -143,8 +143,8 @@ class Batch:
         return Dims(
             round_up(rows),
             round_up(items),
-            _coarse(tiles),
-            round_up(items) + _coarse(len(longer)),
+            coarse(tiles),
+            round_up(items) + coarse(len(longer)),
             round_up(outputs),
             splits,
             logits,
@@ -154,7 +154,7 @@ class Batch:
     @cached_property
     def table_rows(self) -> list[int]:
         """The row of the block tables of each span, in the kernels' order."""
-        gap = self.dims.spans - _coarse(len(self.spans) - self.items) - self.items
+        gap = self.dims.spans - coarse(len(self.spans) - self.items) - self.items
         return [i if i < self.items else i + gap for i in range(len(self.spans))]
 
     @cached_property

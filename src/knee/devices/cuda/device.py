@@ -45,6 +45,7 @@ class CudaDevice(Device):
     overlaps = True
     can_vary = True
     draws = True
+    learns_shapes = True
     block_size_default = 64
     token_budget_default = 8192
 
@@ -116,6 +117,7 @@ class CudaDevice(Device):
     @graphs.setter
     def graphs(self, on: bool) -> None:
         self._steps.graphs = on
+        self._end_uncached()
 
     @property
     def batch_invariant(self) -> bool:
@@ -126,6 +128,7 @@ class CudaDevice(Device):
     def batch_invariant(self, on: bool) -> None:
         if on != self._runner.batch_invariant:
             self._steps.forget()
+            self._end_uncached()
         self._runner.batch_invariant = on
 
     @property
@@ -146,7 +149,7 @@ class CudaDevice(Device):
     def allocate_kv(self, num_blocks: int, block_size: int) -> None:
         """A new pool; the old one is given back first."""
         self._steps.give_back()
-        self._uncached = None
+        self._end_uncached()
         self._steps.use(self._make_pool(num_blocks, block_size))
 
     def _make_pool(self, num_blocks: int, block_size: int) -> Any:
@@ -218,7 +221,7 @@ class CudaDevice(Device):
         )
 
     def _start_uncached(self, batch: Sequence[Span]) -> Flight:
-        """With the KV cache off: keys and values of this step only, in a pool of their own, without graphs.
+        """With the KV cache off: keys and values of this step only, in a pool of their own.
 
         A step is either cached or not: one with both kinds of spans is refused.
         """
@@ -232,9 +235,8 @@ class CudaDevice(Device):
         needed = sum(-(-len(span.tokens) // size) for span in batch)
         steps = self._uncached
         if steps is None or steps.pool is None or steps.pool.keys.shape[1] < needed:
-            if steps is not None:
-                steps.give_back()
-            self._uncached = steps = Steps(self._runner, graphs=False)
+            self._end_uncached()
+            self._uncached = steps = Steps(self._runner, self._steps.graphs, self._steps.warnings)
             steps.use(self._make_pool(1 << (needed - 1).bit_length(), size))
         spans, first = [], 0
         for span in batch:
@@ -243,6 +245,11 @@ class CudaDevice(Device):
             first += blocks
         self._steps.settle()  # the runner's memory is the same
         return steps.start(spans)
+
+    def _end_uncached(self) -> None:
+        if self._uncached is not None:
+            self._uncached.give_back()
+        self._uncached = None
 
 
 def memory_fraction() -> float:

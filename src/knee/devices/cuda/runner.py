@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from knee.devices.base import Weights
-from knee.devices.cuda.batch import Dims
+from knee.devices.cuda.batch import Dims, coarse
 from knee.devices.cuda.kernels import attention, linear, rows
 from knee.devices.cuda.tiling import (
     ATTEND_MANY,
@@ -53,12 +54,24 @@ class View:
 
 
 @dataclass(slots=True)
+class Ready:
+    """A compiled kernel and the constants that it was compiled with, its last arguments."""
+
+    kernel: Any
+    constants: tuple[Any, ...]
+
+
+@dataclass(slots=True)
 class Pool:
-    """Keys and values, (layers, blocks, kv_heads, block_size, head_dim) each."""
+    """Keys and values, (layers, blocks, kv_heads, block_size, head_dim) each.
+
+    `ready` has the kernels of a step on this pool, in the order in which they are launched, by what they depend on.
+    """
 
     keys: Tensor
     values: Tensor
     block_size: int
+    ready: dict[tuple[object, ...], list[Ready]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -105,6 +118,8 @@ class Runner:
     norms: int = 1  # statistics that a step keeps
     compiling: bool = False
     generation: int = 0  # of addresses
+    _ready: list[Ready] = field(default_factory=list)  # of the step that is launched
+    _place: int = 0  # among its launches
     tokens: Tensor = field(init=False)  # the greedy token of each output of the last step
 
     @classmethod
@@ -171,10 +186,10 @@ class Runner:
 
     def _needed(self, dims: Dims) -> tuple[int, int, int, int]:
         """Rows, best logits of tiles, rows of logits, splits: in powers of two, so that they seldom grow."""
-        outputs = _power_of_two(max(1, dims.outputs))
-        splits = _power_of_two(dims.items) * self.program.kv_heads * dims.splits if dims.splits > 1 else 1
+        outputs = coarse(max(1, dims.outputs))
+        splits = coarse(dims.items) * self.program.kv_heads * dims.splits if dims.splits > 1 else 1
         return (
-            max(64, _power_of_two(max(dims.rows, dims.outputs))),
+            max(64, coarse(max(dims.rows, dims.outputs))),
             outputs * -(-self.program.vocab_size // _NARROWEST_LOGITS),
             outputs if dims.logits or dims.drawn else 0,
             splits,
@@ -189,18 +204,26 @@ class Runner:
 
     def run(self, step: Step) -> None:
         """All launches of a step."""
+        self._ready, self._place = self.ready_for(step), 0
         for launch in self.launches:
             launch(step)
 
-    @property
+    def ready_for(self, step: Step) -> list[Ready]:
+        """The kernels of such a step; none before it was compiled.
+
+        What else they depend on lies in the pool and the program: sizes and strides of tensors.
+        """
+        return step.pool.ready.setdefault((self.batch_invariant, *step.dims.kernels), [])
+
+    @cached_property
     def dim(self) -> int:
         """Columns of a tile that holds a head."""
-        return max(16, int(triton.next_power_of_2(self.program.head_dim)))
+        return max(16, coarse(self.program.head_dim))
 
-    @property
+    @cached_property
     def group_padded(self) -> int:
         """Rows of a tile that holds the query heads of one key head."""
-        return max(16, int(triton.next_power_of_2(self.program.heads // self.program.kv_heads)))
+        return max(16, coarse(self.program.heads // self.program.kv_heads))
 
     def _make_scratch(self, capacity: int) -> _Scratch:
         def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -240,21 +263,41 @@ class Runner:
         }
 
     def start(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-        """Launch a kernel; while `compile` goes through the launches, only have it compiled."""
-        if self.compiling:
-            kernel.warmup(*arguments, grid=grid, **options)
-        else:
+        """Launch a kernel. `compile` goes through the launches, too, only to have the kernels compiled.
+
+        Triton finds the compiled kernel by looking at every argument, which takes several times as long as launching
+        it. So each is looked for once and then known by its place among the launches of such a step.
+        """
+        if self.interpret:
             kernel[grid](*arguments, **options)
+            return
+        place = self._place
+        self._place = place + 1
+        if place == len(self._ready):
+            constants = tuple([options[name] for name in kernel.arg_names[len(arguments) :]])
+            self._ready.append(Ready(kernel.warmup(*arguments, grid=grid, **options), constants))
+        if not self.compiling:
+            ready = self._ready[place]
+            ready.kernel[(*grid, 1, 1)](*arguments, *ready.constants)
 
     def compile(self, steps: Sequence[Step]) -> None:
-        """Compile all kernels of some steps side by side, which takes a fraction of the time."""
-        if self.interpret or not hasattr(triton, "AsyncCompileMode"):
+        """Compile all kernels of some steps side by side, which takes a fraction of the time, and load them."""
+        if self.interpret:
             return
         self.compiling = True
         try:
-            with ThreadPoolExecutor(usable_cores()) as pool, triton.AsyncCompileMode(pool):
+            with ThreadPoolExecutor(usable_cores()) as pool, _compiled_by(pool):
                 for step in steps:
                     self.run(step)
+            for step in steps:
+                for ready in self.ready_for(step):
+                    if hasattr(ready.kernel, "result"):
+                        ready.kernel = ready.kernel.result()
+                    _ = ready.kernel[(1, 1, 1)]  # loads it, which cannot be done while a graph is captured
+        except BaseException:
+            for step in steps:
+                self.ready_for(step).clear()
+            raise
         finally:
             self.compiling = False
 
@@ -265,8 +308,9 @@ class Runner:
         return buffer[:, view.column :] if view.column else buffer, buffer.stride(0)
 
 
-def _power_of_two(count: int) -> int:
-    return 1 << (count - 1).bit_length()
+def _compiled_by(pool: ThreadPoolExecutor) -> AbstractContextManager[Any]:
+    """Where this Triton can do that."""
+    return triton.AsyncCompileMode(pool) if hasattr(triton, "AsyncCompileMode") else nullcontext()
 
 
 class _Lowering:
@@ -350,7 +394,7 @@ class _Lowering:
     def _embed(self, op: Embed) -> None:
         runner, matrix, width = self.runner, self.store.matrix(op.weight), self.program.buffers[op.out].width
         position_w = None if op.position_weight is None else self.store.table(op.position_weight)
-        view, block, first = self._view(op.out), triton.next_power_of_2(width), self._new_stats(op.out)
+        view, block, first = self._view(op.out), coarse(width), self._new_stats(op.out)
         if first != 0:
             raise KneeError("the cuda device wants a program to begin with its embedding")
         next_weight = self._next_weight(op)
@@ -365,7 +409,7 @@ class _Lowering:
                 step.tables, step.tables.stride(0), step.pool.block_size, scratch.slots,
                 matrix.data, matrix.scale, matrix.data.stride(0), position_w, out, stride, width,
                 scratch.stats, runner.norms, scratch.capacity, next_weight, scratch.scaled,
-                WIDTH=block, NORMS=triton.next_power_of_2(runner.norms), **runner.options(pdl=False),
+                WIDTH=block, NORMS=coarse(runner.norms), **runner.options(pdl=False),
             )  # fmt: skip
 
         runner.launches.append(launch)
@@ -386,7 +430,7 @@ class _Lowering:
         runner, width = self.runner, self.program.weights[op.weight].size
         view, out_view = self._view(op.x), self._view(op.out)
         weight, bias = self.store.vector(op.weight), self.store.vector(op.bias)
-        groups, block = self.program.buffers[op.x].width // width, triton.next_power_of_2(width)
+        groups, block = self.program.buffers[op.x].width // width, coarse(width)
 
         def launch(step: Step) -> None:
             (x, x_stride), (out, out_stride) = runner.at(view), runner.at(out_view)
@@ -402,7 +446,7 @@ class _Lowering:
         runner, program = self.runner, self.program
         views = [self._view(name) for name in (op.q, op.k, op.v)]
         cos, sin = (None, None) if op.rope is None else self._rope(op.rope)
-        grid, pairs = program.heads + 2 * program.kv_heads, triton.next_power_of_2((program.head_dim + 1) // 2)
+        grid, pairs = program.heads + 2 * program.kv_heads, coarse((program.head_dim + 1) // 2)
 
         def launch(step: Step) -> None:
             scratch, pool = runner.scratch, step.pool
@@ -518,14 +562,14 @@ class _Lowering:
             runner.start(
                 rows.choose, (dims.outputs,),
                 scratch.best, scratch.best_at, tiles, runner.tokens,
-                BLOCK=triton.next_power_of_2(tiles), PDL=runner.pdl, **runner.options(),
+                BLOCK=coarse(tiles), PDL=runner.pdl, **runner.options(),
             )  # fmt: skip
             if dims.drawn:
                 runner.start(
                     rows.draw, (dims.outputs,),
                     scratch.logits, program.vocab_size, scratch.best, tiles,
                     step.ints["temperatures"].view(torch.float32), step.ints["uniforms"].view(torch.float32),
-                    runner.tokens, TILES=triton.next_power_of_2(tiles), BLOCK=1024, PDL=runner.pdl, **runner.options(),
+                    runner.tokens, TILES=coarse(tiles), BLOCK=1024, PDL=runner.pdl, **runner.options(),
                 )  # fmt: skip
 
         runner.launches.append(launch)
@@ -622,14 +666,14 @@ class _Linear:
         stats, eps = scratch.stats[self.stats] if norm else None, self.norm.eps if self.norm else 0.0
         if self._by_library(count):
             result = x if runner.compiling else self._product(x, count)
-            grid = (triton.cdiv(count, FINISH.rows), self._tiles(FINISH.columns))
+            grid = (-(-count // FINISH.rows), self._tiles(FINISH.columns))
             runner.start(
                 linear.finish_product, grid,
                 result, stats, eps, scratch.capacity, *after, **shared,
                 ROWS=FINISH.rows, COLUMNS=FINISH.columns, **runner.options(FINISH.warps, pdl=False),
             )  # fmt: skip
             return
-        tiles, row_tiles = self._tiles(tiles_of.columns), triton.cdiv(count, tiles_of.rows)
+        tiles, row_tiles = self._tiles(tiles_of.columns), -(-count // tiles_of.rows)
         kernel = linear.linear_few_rows if tiles_of.few else linear.linear_many_rows
         runner.start(
             kernel, (tiles, row_tiles) if tiles_of.few else (row_tiles, tiles),
@@ -645,7 +689,7 @@ class _Linear:
         runner = self.runner
         return (
             not runner.batch_invariant
-            and count >= LIBRARY_ROWS
+            and count > LIBRARY_ROWS
             and self.epilogue != "logits"
             and self.w.dtype == runner.dtype != torch.float32
         )
@@ -677,5 +721,5 @@ class _Linear:
             rows.layer_norm, (count,),
             x, x_stride, row_map, scratch.stats[self.stats], *self.norm_vectors, norm.eps,
             scratch.capacity, scratch.normed, scratch.normed.stride(0),
-            WIDTH=self.inputs, BLOCK=triton.next_power_of_2(self.inputs), PDL=runner.pdl, **runner.options(),
+            WIDTH=self.inputs, BLOCK=coarse(self.inputs), PDL=runner.pdl, **runner.options(),
         )  # fmt: skip

@@ -18,7 +18,7 @@ from knee.devices.cuda.runner import Pool, Runner, Step
 _LARGEST_GRAPH = 8192  # rows; beyond, launching costs nothing beside the step
 _AHEAD = 2  # steps whose integers and results are in use at a time
 _WIDTH = 16  # blocks of a block table, at least
-_MOST_GRAPHS = 256  # that are kept; shapes of mixed steps are many
+_MOST_GRAPHS = 512  # that are kept; the one longest unused goes
 
 
 @dataclass(slots=True)
@@ -70,9 +70,7 @@ class Steps:
     _tables: Tensor | None = None
     _slots: list[_Slot] = field(default_factory=list)
     _count: int = 0
-    _captured: dict[Dims, Any] = field(default_factory=dict)
-    _seen: set[Dims] = field(default_factory=set)
-    _compiled: set[tuple[object, ...]] = field(default_factory=set)
+    _captured: dict[Dims, Any] = field(default_factory=dict)  # the one used last at the end
     _fields: dict[Dims, Fields] = field(default_factory=dict)
     _made: Sequence[int] = ()
     _generation: int = 0
@@ -133,64 +131,60 @@ class Steps:
         slot.tokens[: dims.outputs].copy_(runner.tokens[: dims.outputs], non_blocking=True)
         if arrived is not None:
             arrived.record(self._stream)
-        if dims not in self._captured and dims in self._seen and self._capturable(dims):
-            self._capture(dims, self._step(dims, fields))  # it has come again; the step itself does not wait for that
-        self._seen.add(dims)
         return Flight(batch, slot.tokens, logits, began, ended, arrived)
 
     def _run(self, dims: Dims, fields: Fields) -> None:
         """Replay the shape's graph, or launch kernel by kernel."""
-        graph = self._captured.get(dims) if self.graphs else None
+        graph = self._captured.pop(dims, None) if self.graphs else None
         if graph is not None:
+            self._captured[dims] = graph
             graph.replay()
             return
         self.runner.run(self._step(dims, fields))
 
-    def _capturable(self, dims: Dims) -> bool:
-        room = dims.decode_only or len(self._captured) < _MOST_GRAPHS
-        return self.graphs and room and not self.runner.interpret and dims.rows <= _LARGEST_GRAPH
-
     def _prepare(self, dims: Dims) -> None:
-        """Before a shape runs for the first time: compile its kernels; capture a decode shape and all smaller ones.
+        """Before a shape runs for the first time: compile its kernels and capture it, with decode all smaller ones.
 
         As requests end, a batch goes through the smaller shapes, and capturing takes time.
         """
         if dims in self._captured:
             return
-        if not dims.decode_only or not self._capturable(dims):
+        if not self.graphs or self.runner.interpret or dims.rows > _LARGEST_GRAPH:
             self._compile([dims])
             return
-        ladder = _ladder(dims.rows) if dims.splits == 1 else [dims.rows]  # contexts grow past a split at any size
-        shapes = [replace(dims, rows=rows, items=rows, spans=rows, outputs=rows) for rows in ladder]
+        shapes = [dims]
+        if dims.decode_only and dims.splits == 1:  # contexts grow past a split at any size
+            shapes = [replace(dims, rows=rows, items=rows, spans=rows, outputs=rows) for rows in _ladder(dims.rows)]
         missing = [shape for shape in shapes if shape not in self._captured]
         self._compile(missing)
-        kept = self.runner.tokens.clone()  # the step may want what the one before has made
         for shape in missing:
-            step = self._step(shape, self._fields_of(shape))
-            self._empty(step)
-            self.runner.run(step)  # once before it is captured, with nobody in it
-            self._capture(shape, step)
+            self._capture(shape)
             if not self.graphs:
                 break
-        self.runner.tokens.copy_(kept)
 
     def _compile(self, shapes: Sequence[Dims]) -> None:
-        """Kernels that differ between shapes follow from powers of two, or nearly: others are compiled as they come."""
-        new = {shape.kernels: shape for shape in shapes if shape.kernels not in self._compiled}
-        if not new:
-            return
-        self.runner.compile([self._step(shape, self._fields_of(shape)) for shape in new.values()])
-        self._compiled.update(new)
+        new = {shape.kernels: self._step(shape, self._fields_of(shape)) for shape in shapes}
+        missing = [step for step in new.values() if not self.runner.ready_for(step)]
+        if missing:
+            self.runner.compile(missing)
 
     def _fields_of(self, dims: Dims) -> Fields:
         return self._fields.get(dims) or self._fields.setdefault(dims, Fields(dims))
 
-    def _empty(self, step: Step) -> None:
-        """Nobody is in the step."""
+    def _rehearse(self, step: Step) -> None:
+        """Run it with nobody in it: what a library prepares at its first call cannot be captured."""
+        kept = self.runner.tokens.clone()  # the step to come may want what the one before has made
         for name, values in step.ints.items():
             values.fill_(-1 if name in ("sources", "row_spans") else 0)
+        self.runner.run(step)
+        self.runner.tokens.copy_(kept)
 
-    def _capture(self, dims: Dims, step: Step) -> None:
+    def _capture(self, dims: Dims) -> None:
+        step = self._step(dims, self._fields_of(dims))
+        if not self.runner.batch_invariant:
+            self._rehearse(step)
+        if len(self._captured) >= _MOST_GRAPHS:
+            del self._captured[next(iter(self._captured))]
         graph = torch.cuda.CUDAGraph()
         try:
             graph.capture_begin(capture_error_mode="thread_local")

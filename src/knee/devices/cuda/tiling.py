@@ -40,7 +40,7 @@ class Tiling:
 
 
 LIBRARY_ROWS = 512
-"""From so many rows on a product goes to cuBLAS, where bits may depend on the batch."""
+"""With more rows than this a product goes to cuBLAS, where bits may depend on the batch."""
 FINISH = Tiling(few=False, rows=32, columns=64, warps=4, stages=1)
 """Of the kernel that does the rest then."""
 
@@ -77,7 +77,8 @@ _FOR_LONG_SUMS = {
 def choose_tiling(epilogue: str, rows: int, inputs: int, wide: bool, shared: int) -> Tiling:
     """For a step of so many rows, on a card with so many bytes of shared memory for a program.
 
-    `wide`: 32-bit operands, which do not use matrix instructions.
+    The choice changes only where the rows pass a power of two. `wide`: 32-bit operands, which do not use matrix
+    instructions.
     """
     if wide:
         return Tiling(few=True, rows=16, columns=16, warps=4, stages=2)

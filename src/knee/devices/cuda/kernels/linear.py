@@ -264,7 +264,7 @@ def linear_few_rows(
     x_k = part * 64 + tl.arange(0, 64)[None, None, :]
     ahead = ()
     for step in tl.static_range(AHEAD):
-        ahead = ahead + (tl.load(w_at + step * ROUND, mask=w_ok, other=0),)
+        ahead = ahead + (as_operand(tl.load(w_at + step * ROUND, mask=w_ok, other=0), DTYPE, WIDE),)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -282,7 +282,7 @@ def linear_few_rows(
         lefts = lefts + (left,)
     acc = tl.zeros((4, ROWS, COLUMNS), tl.float32)
     for step in tl.static_range(AHEAD):
-        acc = product(lefts[step], as_operand(ahead[step], DTYPE, WIDE), acc, WIDE)
+        acc = product(lefts[step], ahead[step], acc, WIDE)
     for k in range(AHEAD * ROUND, INPUTS, ROUND):
         right = tl.load(w_at + k, mask=w_ok, other=0)
         left = read_x(x_at + k, x_ok, k + x_k, part < PARTS, mean_3d, deviation_3d, norm_weight, norm_bias, NORM, DTYPE)
