@@ -47,7 +47,7 @@ def compiled(architecture: str, tiling: Tiling, epilogue: str, weight: str) -> A
         "WIDTH": inputs, "INPUTS": padded(inputs), "PARTS": parts_of(inputs), "NORM": "", "EPILOGUE": epilogue,
         "ACTIVATION": "silu" if epilogue == "gate" else "", "STATS": "rms" if epilogue == "plain" else "",
         "ROPE": False, "STORE": False, "DTYPE": dtype, "WIDE": False, "ROWS": tiling.rows, "COLUMNS": tiling.columns,
-        "AHEAD": tiling.ahead, "PDL": architecture == "sm_90",
+        "AHEAD": tiling.ahead, "PREFETCH": tiling.prefetch, "PDL": architecture == "sm_90",
     }  # fmt: skip
     signature: dict[str, str] = {}
     known: dict[tuple[int], Any] = {}

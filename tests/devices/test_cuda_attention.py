@@ -24,7 +24,7 @@ from torch import Tensor
 from knee.devices.cuda.kernels.attention import SPLIT, TILE, attend_many, attend_one
 from tests.devices.interpreter import INTERPRET, WHERE
 
-CONTEXTS = (257, 1, 63, 600, 64, 65, 256, 255)  # in no order
+CONTEXTS = (257, 1, 63, 600, 64, 65, 1290, 256, 255)  # in no order
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 NAN = float("nan")
 
@@ -143,7 +143,7 @@ class One:
 
     def __init__(self, case: Case) -> None:
         self.case, self.pool = case, pool_of(case)
-        items, splits = len(CONTEXTS) + 2, 4  # one split more than any context has
+        items, splits = len(CONTEXTS) + 2, 7  # one split more than any context has
         self.rows = [int(row) for row in np.random.default_rng(5).permutation(items)]
         self.q = queries(case, items)
         kept = items * case.kv_heads * splits
@@ -154,7 +154,7 @@ class One:
         self.counters = torch.zeros(kept, dtype=torch.int32, device=WHERE)
         self.items, self.splits, self.padded = items, splits, padded
 
-    def __call__(self) -> Tensor:
+    def __call__(self, early: bool) -> Tensor:
         out = torch.full((self.items, self.case.heads * self.case.head_dim + 3), NAN, device=WHERE, dtype=self.q.dtype)
         attend_one[(self.items, self.case.kv_heads, self.splits)](
             q=self.q, q_stride=self.q.stride(0), out=out, out_stride=out.stride(0),
@@ -162,7 +162,7 @@ class One:
             decode_rows=ints(*self.rows), contexts=ints(*CONTEXTS, 0, 0),
             tables=self.pool.tables, table_width=self.pool.tables.stride(0),
             partial=self.partial, partial_stats=self.stats, counters=self.counters, splits=self.splits,
-            GROUP_PADDED=self.padded, **constants(self.case),
+            GROUP_PADDED=self.padded, EARLY=early, **constants(self.case),
         )  # fmt: skip
         return out
 
@@ -171,10 +171,11 @@ def room(case: Case) -> float:
     return {torch.float32: 2e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}[case.dtype]
 
 
+@pytest.mark.parametrize("early", [False, True], ids=["", "early"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_one_token_sees_its_whole_context_and_nothing_else(case: Case) -> None:
+def test_one_token_sees_its_whole_context_and_nothing_else(case: Case, early: bool) -> None:
     launch = One(case)
-    out = launch()
+    out = launch(early)
     got, q, width = heads_of(case, out), heads_of(case, launch.q), case.heads * case.head_dim
     for request, context in enumerate(CONTEXTS):
         row = launch.rows[request]
@@ -182,7 +183,7 @@ def test_one_token_sees_its_whole_context_and_nothing_else(case: Case) -> None:
     assert out[:, width:].isnan().all()
     assert out[launch.rows[len(CONTEXTS) :]].isnan().all(), "items without a request write nothing"
     assert not launch.counters.any()
-    assert torch.equal(launch().nan_to_num(), out.nan_to_num())
+    assert torch.equal(launch(early).nan_to_num(), out.nan_to_num())
 
 
 # (request, first position, length) of tiles: some that begin or end at, before or behind the ends of tiles and splits.
@@ -224,11 +225,12 @@ def test_many_tokens_see_what_came_before_each(case: Case) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("early", [False, True], ids=["", "early"])
 @pytest.mark.parametrize("rows", [16, 64])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_both_kernels_give_the_same_bits(case: Case, rows: int) -> None:
+def test_both_kernels_give_the_same_bits(case: Case, rows: int, early: bool) -> None:
     launch = One(case)
-    one, pool = launch(), launch.pool
+    one, pool = launch(early), launch.pool
     taken, count = [], len(CONTEXTS)  # each request's query as a tile of one row, and as the last of a longer one
     for request, context in enumerate(CONTEXTS):
         taken += [(request, context - 1, 1), (request, context - min(context, rows), min(context, rows))]

@@ -213,7 +213,25 @@ class Runner:
 
         What else they depend on lies in the pool and the program: sizes and strides of tensors.
         """
-        return step.pool.ready.setdefault((self.batch_invariant, *step.dims.kernels), [])
+        return step.pool.ready.setdefault(self.kernels_of(step.dims), [])
+
+    def kernels_of(self, dims: Dims) -> tuple[object, ...]:
+        """What tells the kernels of a step from those of others."""
+        return self.batch_invariant, self.reads_early(dims), *dims.kernels
+
+    def reads_early(self, dims: Dims) -> bool:
+        """Whether the attention of one new token a request reads the cache before it has to: if all programs fit."""
+        return dims.items * self.program.kv_heads * dims.splits <= 2 * self.multiprocessors and self.early_warps <= 16
+
+    @cached_property
+    def early_warps(self) -> int:
+        """So many that a thread has 512 bytes of a split's keys and values."""
+        return max(4, coarse(2 * attention.SPLIT * self.dim * self.dtype.itemsize // (512 * 32)))
+
+    @cached_property
+    def multiprocessors(self) -> int:
+        """Of the GPU."""
+        return 1 if self.interpret else torch.cuda.get_device_properties(self.device).multi_processor_count
 
     @cached_property
     def dim(self) -> int:
@@ -480,13 +498,14 @@ class _Lowering:
             keys, values = pool.keys[op.layer], pool.values[op.layer]
             whole = pool.block_size % attention.TILE == 0
             if dims.items:
+                early = runner.reads_early(dims)
                 runner.start(
                     attention.attend_one, (dims.items, program.kv_heads, dims.splits),
                     q, q_stride, out, out_stride, keys, values, ints["decode_rows"], ints["contexts"],
                     step.tables, step.tables.stride(0), *scratch.partial,
                     op.scale, program.head_dim, program.kv_heads, pool.block_size, dims.splits,
-                    GROUP_PADDED=runner.group_padded, WHOLE_TILES=whole,
-                    **shared, **runner.options(*stages_of(ATTEND_ONE)),
+                    GROUP_PADDED=runner.group_padded, WHOLE_TILES=whole, EARLY=early, **shared,
+                    **runner.options(*((runner.early_warps, 1) if early else stages_of(ATTEND_ONE))),
                 )  # fmt: skip
             if dims.tiles:
                 runner.start(
@@ -681,7 +700,8 @@ class _Linear:
             self.w, *after, **shared,
             INPUTS=self.w.shape[1], PARTS=parts_of(self.inputs), STORE=logits and (dims.logits or dims.drawn),
             DTYPE=_TRITON_TYPES[runner.dtype], WIDE=runner.interpret, ROWS=tiles_of.rows, COLUMNS=tiles_of.columns,
-            AHEAD=tiles_of.ahead, **runner.options(tiles_of.warps, tiles_of.stages),
+            AHEAD=tiles_of.ahead, PREFETCH=tiles_of.prefetch and runner.pdl,
+            **runner.options(tiles_of.warps, tiles_of.stages),
         )  # fmt: skip
 
     def _by_library(self, count: int) -> bool:

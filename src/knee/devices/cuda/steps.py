@@ -163,7 +163,7 @@ class Steps:
                 break
 
     def _compile(self, shapes: Sequence[Dims]) -> None:
-        new = {shape.kernels: self._step(shape, self._fields_of(shape)) for shape in shapes}
+        new = {self.runner.kernels_of(shape): self._step(shape, self._fields_of(shape)) for shape in shapes}
         missing = [step for step in new.values() if not self.runner.ready_for(step)]
         if missing:
             self.runner.compile(missing)

@@ -27,7 +27,8 @@ ATTEND_MANY = (4, 2)
 class Tiling:
     """A linear layer's tiles. `ahead`: rounds of weights that are read before the kernel ahead has ended.
 
-    `apart`: the norm before it runs as a kernel of its own.
+    `apart`: the norm before it runs as a kernel of its own. `prefetch`: the other weights are brought to the L2 cache
+    before that.
     """
 
     few: bool
@@ -37,6 +38,7 @@ class Tiling:
     stages: int
     ahead: int = 0
     apart: bool = False
+    prefetch: bool = False
 
 
 LIBRARY_ROWS = 512
@@ -68,8 +70,8 @@ def _rounds(chunks: int, parts: int) -> int:
 # Few rows of many inputs: memory has to be kept busy for longer.
 _FOR_LONG_SUMS = {
     "write_kv": Tiling(True, 16, 16, 4, 3, ahead=4),
-    "plain": Tiling(True, 16, 16, 8, 3, ahead=8),
-    "gate": Tiling(True, 16, 16, 4, 5),
+    "plain": Tiling(True, 16, 16, 4, 4, ahead=10),
+    "gate": Tiling(True, 16, 32, 4, 3, ahead=4),
 }
 
 
@@ -93,9 +95,8 @@ def _fastest(epilogue: str, rows: int, inputs: int) -> Tiling:
     if rows <= 32 and rounds > _MOST_AHEAD:
         return _FOR_LONG_SUMS[epilogue]
     if rows <= 64 and not (epilogue == "gate" and rows > 32):
-        warps = 8 if epilogue == "gate" or rounds > 3 else 4
-        columns = 32 if rows > 16 or epilogue == "gate" or (epilogue == "plain" and rounds <= 3) else 16
-        return Tiling(True, 16, columns, warps, 3, ahead=rounds if rounds <= _MOST_AHEAD else 0)
+        columns = 32 if rows > 16 or epilogue == "gate" or (epilogue == "plain" and rows <= 4) else 16
+        return Tiling(True, 16, columns, 4, 3, ahead=rounds if rounds <= _MOST_AHEAD else 0)
     if rows <= 512:
         columns = 128 if epilogue == "gate" and rows > 64 else 32
         return Tiling(False, 64, columns, 4, 4, apart=True)

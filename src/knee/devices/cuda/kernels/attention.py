@@ -20,30 +20,26 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def tile_addresses(table, start, token, token_ok, kv_head, kv_heads, head_dim, block_size, WHOLE_TILES: tl.constexpr):
-    """Where the keys (or values) of a tile's tokens begin in a pool. WHOLE_TILES: a block holds whole tiles."""
+def tile_addresses(table, start, token, end, kv_head, kv_heads, head_dim, block_size, WHOLE_TILES: tl.constexpr):
+    """Where the keys (or values) of a tile's tokens begin in a pool, those before `end`. WHOLE_TILES: a block holds
+    whole tiles."""
     if WHOLE_TILES:
-        block = tl.load(table + start // block_size).to(tl.int64)
+        block = tl.load(table + start // block_size, mask=start < end, other=0).to(tl.int64)
         first = ((block * kv_heads + kv_head) * block_size + start % block_size) * head_dim
         return first + (token - start) * head_dim
-    block = tl.load(table + token // block_size, mask=token_ok, other=0).to(tl.int64)
+    block = tl.load(table + token // block_size, mask=token < end, other=0).to(tl.int64)
     return ((block * kv_heads + kv_head) * block_size + token % block_size) * head_dim
 
 
 @triton.jit
-def attend_tile(
-    q, keys, values, at, token_ok, seen, dims, dim_ok, factor, largest, total, acc,
-    WIDE: tl.constexpr, DTYPE: tl.constexpr,
-):  # fmt: skip
+def attend_tile(q, k, v, seen, factor, largest, total, acc, WIDE: tl.constexpr, DTYPE: tl.constexpr):
     """One tile of tokens into the running softmax: `largest` (rows), `total` (rows, 16; equal columns), `acc`."""
-    k = tl.load(keys + at[None, :] + dims[:, None], mask=token_ok[None, :] & dim_ok[:, None], other=0.0)
     score = product(q, k, tl.zeros((q.shape[0], k.shape[1]), tl.float32), WIDE)
     score = tl.where(seen, score * factor, -float("inf"))
     new = tl.maximum(largest, tl.max(score, axis=1))
     base = tl.where(new == -float("inf"), 0.0, new)  # a row that sees nothing of this split yet
     fade = tl.exp2(largest - base)
     weight = tl.exp2(score - base[:, None]).to(DTYPE)
-    v = tl.load(values + at[:, None] + dims[None, :], mask=token_ok[:, None] & dim_ok[None, :], other=0.0)
     ones = tl.full((k.shape[1], 16), 1.0, tl.float32).to(DTYPE)
     total = product(weight, ones, total * fade[:, None], WIDE)
     acc = product(weight, v, acc * fade[:, None], WIDE)
@@ -66,39 +62,64 @@ def attend_one(
     q, q_stride, out, out_stride, keys, values, decode_rows, contexts, tables, table_width,
     partial, partial_stats, counters, scale, head_dim, kv_heads, block_size, splits,
     GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, SPLIT: tl.constexpr,
-    WHOLE_TILES: tl.constexpr, DTYPE: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
+    WHOLE_TILES: tl.constexpr, EARLY: tl.constexpr, DTYPE: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One new token of a request: the query heads of one key head over one split of the context.
 
-    `decode_rows` says which row of the step the token is, `contexts` how many tokens it sees; 0: nobody is here.
+    `decode_rows` says which row of the step the token is, `contexts` how many tokens it sees; 0: nobody is here. EARLY
+    reads all keys and values of the split but the new token's before the kernel ahead has ended (PDL): the fastest
+    where programs are few, since it takes so many registers that few run at a time.
     """
     item, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     context = tl.load(contexts + item)  # the step's integers were there before its first kernel
     row = tl.load(decode_rows + item).to(tl.int64)
-    begin = split * SPLIT
+    begin, last = split * SPLIT, context - 1
+    table = tables + item * table_width
+    dims = tl.arange(0, DIM)
+    dim_ok = dims < head_dim
+    tile_keys = ()
+    tile_values = ()
+    for i in tl.static_range(SPLIT // TILE if EARLY else 0):
+        start = begin + i * TILE
+        token = start + tl.arange(0, TILE)
+        at = tile_addresses(table, start, token, last, kv_head, kv_heads, head_dim, block_size, WHOLE_TILES)
+        old = token < last
+        k = tl.load(keys + at[None, :] + dims[:, None], mask=old[None, :] & dim_ok[:, None], other=0.0)
+        v = tl.load(values + at[:, None] + dims[None, :], mask=old[:, None] & dim_ok[None, :], other=0.0)
+        tile_keys = tile_keys + (k,)
+        tile_values = tile_values + (v,)
+    block = tl.load(table + tl.maximum(last, 0) // block_size).to(tl.int64)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     if begin < context:
         group = tl.arange(0, GROUP_PADDED)
-        dims = tl.arange(0, DIM)
-        dim_ok = dims < head_dim
         there = (group < GROUP)[:, None] & dim_ok[None, :]
         head_at = (kv_head * GROUP + group)[:, None] * head_dim + dims[None, :]
         query = tl.load(q + row * q_stride + head_at, mask=there, other=0.0)
-        table = tables + item * table_width
         factor = scale * _LOG2_E
         largest = tl.full((GROUP_PADDED,), -float("inf"), tl.float32)
         total = tl.zeros((GROUP_PADDED, 16), tl.float32)
         acc = tl.zeros((GROUP_PADDED, DIM), tl.float32)
-        for start in range(begin, tl.minimum(begin + SPLIT, context), TILE):
-            token = start + tl.arange(0, TILE)
-            token_ok = token < context
-            at = tile_addresses(table, start, token, token_ok, kv_head, kv_heads, head_dim, block_size, WHOLE_TILES)
-            largest, total, acc = attend_tile(
-                query, keys, values, at, token_ok, token_ok[None, :], dims, dim_ok, factor, largest, total, acc,
-                WIDE, DTYPE,
-            )  # fmt: skip
+        if EARLY:
+            at = ((block * kv_heads + kv_head) * block_size + last % block_size) * head_dim + dims
+            new_key = tl.load(keys + at, mask=dim_ok, other=0.0)
+            new_value = tl.load(values + at, mask=dim_ok, other=0.0)
+            for i in tl.static_range(SPLIT // TILE):
+                token = begin + i * TILE + tl.arange(0, TILE)
+                if begin + i * TILE < context:
+                    k = tl.where((token == last)[None, :], new_key[:, None], tile_keys[i])
+                    v = tl.where((token == last)[:, None], new_value[None, :], tile_values[i])
+                    seen = (token < context)[None, :]
+                    largest, total, acc = attend_tile(query, k, v, seen, factor, largest, total, acc, WIDE, DTYPE)
+        else:
+            for start in range(begin, tl.minimum(begin + SPLIT, context), TILE):
+                token = start + tl.arange(0, TILE)
+                ok = token < context
+                at = tile_addresses(table, start, token, context, kv_head, kv_heads, head_dim, block_size, WHOLE_TILES)
+                k = tl.load(keys + at[None, :] + dims[:, None], mask=ok[None, :] & dim_ok[:, None], other=0.0)
+                v = tl.load(values + at[:, None] + dims[None, :], mask=ok[:, None] & dim_ok[None, :], other=0.0)
+                largest, total, acc = attend_tile(query, k, v, ok[None, :], factor, largest, total, acc, WIDE, DTYPE)
         out_at = out + row * out_stride + head_at
         needed = tl.cdiv(context, SPLIT)
         if needed == 1:
@@ -115,25 +136,37 @@ def attend_one(
             done = tl.atomic_add(counter, 1, sem="acq_rel")
             if done == needed - 1:
                 tl.store(counter, 0)
-                largest = tl.full((GROUP_PADDED,), -float("inf"), tl.float32)
-                sum_of_all = tl.zeros((GROUP_PADDED, 1), tl.float32)
-                acc = tl.zeros((GROUP_PADDED, DIM), tl.float32)
-                for other in range(needed):
-                    kept = (base + other).to(tl.int64) * GROUP_PADDED + group
-                    other_largest = tl.load(
-                        partial_stats + kept * 2, mask=group < GROUP, other=0.0, cache_modifier=".cg"
-                    )
-                    other_total = tl.load(
-                        partial_stats + kept * 2 + 1, mask=group < GROUP, other=1.0, cache_modifier=".cg"
-                    )
-                    other_acc = tl.load(
-                        partial + kept[:, None] * DIM + dims[None, :], mask=there, other=0.0, cache_modifier=".cg"
-                    )
-                    largest, sum_of_all, acc = put_together(
-                        largest, sum_of_all, acc, other_largest, other_total[:, None], other_acc
-                    )
-                sums = tl.max(sum_of_all, axis=1)
-                tl.store(out_at, (acc / sums[:, None]).to(out.dtype.element_ty), mask=there)
+                acc = all_splits(partial, partial_stats, base, needed, group, dims, GROUP, GROUP_PADDED, DIM)
+                tl.store(out_at, acc.to(out.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def all_splits(
+    partial, partial_stats, base, needed, group, dims,
+    GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
+    """The result of a context from those of its splits, which are read some at a time and put together in order."""
+    at_once: tl.constexpr = 4
+    there = group < GROUP
+    largest = tl.full((GROUP_PADDED,), -float("inf"), tl.float32)
+    total = tl.zeros((GROUP_PADDED, 1), tl.float32)
+    acc = tl.zeros((GROUP_PADDED, DIM), tl.float32)
+    for first in range(0, needed, at_once):
+        read = ()
+        for i in tl.static_range(at_once):
+            kept = (base + first + i).to(tl.int64) * GROUP_PADDED + group
+            ok = there & (first + i < needed)
+            stats = partial_stats + kept * 2
+            one = tl.load(stats, mask=ok, other=0.0, cache_modifier=".cg")
+            two = tl.load(stats + 1, mask=ok, other=1.0, cache_modifier=".cg")
+            three = tl.load(
+                partial + kept[:, None] * DIM + dims[None, :], mask=ok[:, None], other=0.0, cache_modifier=".cg"
+            )
+            read = read + ((one, two, three),)
+        for i in tl.static_range(at_once):
+            if first + i < needed:
+                largest, total, acc = put_together(largest, total, acc, read[i][0], read[i][1][:, None], read[i][2])
+    return acc / tl.max(total, axis=1)[:, None]
 
 
 @triton.jit(do_not_specialize=["table_width"])
@@ -171,12 +204,13 @@ def attend_many(
             for start in range(begin, tl.minimum(begin + SPLIT, context), TILE):
                 token = start + tl.arange(0, TILE)
                 token_ok = token < context
-                at = tile_addresses(table, start, token, token_ok, kv_head, kv_heads, head_dim, block_size, WHOLE_TILES)
+                at = tile_addresses(table, start, token, context, kv_head, kv_heads, head_dim, block_size, WHOLE_TILES)
                 seen = (token[None, :] <= (position + n)[:, None]) & token_ok[None, :]
+                k = tl.load(keys + at[None, :] + dims[:, None], mask=token_ok[None, :] & dim_ok[:, None], other=0.0)
+                v = tl.load(values + at[:, None] + dims[None, :], mask=token_ok[:, None] & dim_ok[None, :], other=0.0)
                 part_largest, part_total, part_acc = attend_tile(
-                    query, keys, values, at, token_ok, seen, dims, dim_ok, factor,
-                    part_largest, part_total, part_acc, WIDE, DTYPE,
-                )  # fmt: skip
+                    query, k, v, seen, factor, part_largest, part_total, part_acc, WIDE, DTYPE
+                )
             largest, total, acc = put_together(largest, total, acc, part_largest, part_total, part_acc)
         sums = tl.max(total, axis=1)
         out_at = out + (row + n)[:, None] * out_stride + head * head_dim + dims[None, :]

@@ -57,6 +57,9 @@ INT8_TO_BFLOAT16 = _widen_int8("bf16x2", "0x43434343", "0xbf80bf80")  # from 128
 INT8_TO_FLOAT16 = _widen_int8("f16x2", "0x64646464", "0xbc00bc00")  # from 1024 on
 
 
+NOTHING = tl.constexpr("mov.b32 $0, $1;")
+
+
 @triton.jit
 def tile_columns(tile, outputs, head_dim, EPILOGUE: tl.constexpr, COLUMNS: tl.constexpr):
     """The weight's outputs in a tile, which of them exist, and (scalars) the head and the first pair's place in it."""
@@ -81,34 +84,77 @@ def tile_columns(tile, outputs, head_dim, EPILOGUE: tl.constexpr, COLUMNS: tl.co
 
 
 @triton.jit
+def fetch_constants(
+    rows, row_ok, columns, column_ok, head, first, scale, bias, next_weight, positions, cos, sin,
+    head_dim, heads, kv_heads, ROPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """What an epilogue reads that no kernel of the step writes: it can be on its way before the kernel ahead has ended.
+
+    By columns the scale, the bias and the next norm's weight; by rows and pairs the cosine and the sine. What there is
+    not is zeros that nobody reads.
+    """
+    HALF: tl.constexpr = COLUMNS // 2
+    scales = tl.zeros(columns.shape, tl.float32)
+    biases = scales
+    weights = scales
+    if scale is not None:
+        scales = tl.load(scale + columns, mask=column_ok, other=0.0)
+    if bias is not None:
+        biases = tl.load(bias + columns, mask=column_ok, other=0.0)
+    if next_weight is not None:
+        weights = tl.load(next_weight + columns, mask=column_ok, other=0.0)
+    cosine = tl.zeros((ROWS, HALF), tl.float32)
+    sine = cosine
+    if ROPE:
+        pairs = (head_dim + 1) // 2
+        place = first + tl.arange(0, HALF)
+        there = row_ok[:, None] & (place < pairs)[None, :] & (head < heads + kv_heads)
+        angle = tl.load(positions + rows, mask=row_ok, other=0)[:, None] * pairs + place[None, :]
+        cosine = tl.load(cos + angle, mask=there, other=0.0)
+        sine = tl.load(sin + angle, mask=there, other=0.0)
+    return scales, biases, weights, cosine, sine
+
+
+@triton.jit
+def fetch_written(
+    rows, row_ok, columns, column_ok, residual, out_stride, slots,
+    EPILOGUE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """What an epilogue reads of what earlier kernels of the step have written: the residual, and places in the pool."""
+    before = tl.zeros((ROWS, COLUMNS), tl.float32)
+    slot = tl.zeros(rows.shape, tl.int32)
+    if residual is not None:
+        at = rows[:, None].to(tl.int64) * out_stride + columns[None, :]
+        before = tl.load(residual + at, mask=row_ok[:, None] & column_ok[None, :], other=0.0)
+    if EPILOGUE == "write_kv":
+        slot = tl.load(slots + rows, mask=row_ok, other=-1)
+    return before, slot
+
+
+@triton.jit
 def finish_plain(
-    acc, rows, row_ok, columns, column_ok, outputs, bias, residual, out, out_stride, out_stats, capacity,
+    acc, rows, row_ok, columns, column_ok, outputs, before, weights, residual, out, out_stride, out_stats, capacity,
     next_weight, scaled, ACTIVATION: tl.constexpr, STATS: tl.constexpr,
 ):  # fmt: skip
-    if bias is not None:
-        acc += tl.load(bias + columns, mask=column_ok, other=0.0)[None, :]
     acc = activate(acc, ACTIVATION)
     there = row_ok[:, None] & column_ok[None, :]
     at = rows[:, None].to(tl.int64) * out_stride + columns[None, :]
     if residual is not None:
-        acc += tl.load(residual + at, mask=there, other=0.0)
+        acc += before
     if STATS != "":
         acc = in_range(acc, outputs)
     tl.store(out + at, acc.to(out.dtype.element_ty), mask=there)
     if next_weight is not None:
-        weight = tl.load(next_weight + columns, mask=column_ok, other=0.0)
-        tl.store(scaled + at, (acc * weight[None, :]).to(scaled.dtype.element_ty), mask=there)
+        tl.store(scaled + at, (acc * weights[None, :]).to(scaled.dtype.element_ty), mask=there)
     add_stats(out_stats, rows, row_ok, tl.where(there, acc, 0.0), outputs, capacity, STATS)
 
 
 @triton.jit
 def finish_gate(
-    acc, rows, row_ok, columns, column_ok, first, bias, out, out_stride, outputs,
+    acc, rows, row_ok, first, out, out_stride, outputs,
     ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     HALF: tl.constexpr = COLUMNS // 2
-    if bias is not None:
-        acc += tl.load(bias + columns, mask=column_ok, other=0.0)[None, :]
     gate, up = halves(acc, ROWS, HALF)
     place = first + tl.arange(0, HALF)
     there = row_ok[:, None] & (place < outputs // 2)[None, :]
@@ -118,13 +164,11 @@ def finish_gate(
 
 @triton.jit
 def finish_write_kv(
-    acc, rows, row_ok, columns, column_ok, head, first, bias, out, out_stride,
-    positions, slots, cos, sin, keys, values, head_dim, heads, kv_heads, block_size,
+    acc, rows, row_ok, head, first, cosine, sine, slot, out, out_stride,
+    keys, values, head_dim, heads, kv_heads, block_size,
     ROPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     HALF: tl.constexpr = COLUMNS // 2
-    if bias is not None:
-        acc += tl.load(bias + columns, mask=column_ok, other=0.0)[None, :]
     left, right = halves(acc, ROWS, HALF)
     pairs = (head_dim + 1) // 2
     place = first + tl.arange(0, HALF)
@@ -132,10 +176,6 @@ def finish_write_kv(
     right_ok = left_ok & (place + pairs < head_dim)[None, :]
     if ROPE:
         if head < heads + kv_heads:
-            position = tl.load(positions + rows, mask=row_ok, other=0)
-            angle = position[:, None] * pairs + place[None, :]
-            cosine = tl.load(cos + angle, mask=left_ok, other=0.0)
-            sine = tl.load(sin + angle, mask=left_ok, other=0.0)
             left, right = left * cosine - right * sine, right * cosine + left * sine
     if head < heads:
         at = rows[:, None].to(tl.int64) * out_stride + head * head_dim + place[None, :]
@@ -143,7 +183,6 @@ def finish_write_kv(
         tl.store(out + at + pairs, right.to(out.dtype.element_ty), mask=right_ok)
     else:
         which = head - heads
-        slot = tl.load(slots + rows, mask=row_ok, other=-1)
         kept = (slot >= 0)[:, None]
         kv_head = which % kv_heads
         block = (slot // block_size).to(tl.int64)
@@ -159,10 +198,8 @@ def finish_write_kv(
 
 @triton.jit
 def finish_logits(
-    acc, rows, row_ok, columns, column_ok, tile, tiles, bias, out, out_stride, best, best_at, STORE: tl.constexpr
+    acc, rows, row_ok, columns, column_ok, tile, tiles, out, out_stride, best, best_at, STORE: tl.constexpr
 ):
-    if bias is not None:
-        acc += tl.load(bias + columns, mask=column_ok, other=0.0)[None, :]
     if STORE:
         at = rows[:, None].to(tl.int64) * out_stride + columns[None, :]
         tl.store(out + at, acc, mask=row_ok[:, None] & column_ok[None, :])
@@ -176,29 +213,55 @@ def finish_logits(
 @triton.jit
 def epilogue(
     acc, rows, row_ok, columns, column_ok, head, first, tile, tiles,
+    scales, biases, weights, cosine, sine, before, slot,
     scale, bias, residual, out, out_stride, out_stats, capacity, outputs, next_weight, scaled,
-    positions, slots, cos, sin, keys, values, head_dim, heads, kv_heads, block_size, best, best_at,
+    keys, values, head_dim, heads, kv_heads, block_size, best, best_at,
     EPILOGUE: tl.constexpr, ACTIVATION: tl.constexpr, STATS: tl.constexpr, ROPE: tl.constexpr,
     STORE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     if scale is not None:
-        acc *= tl.load(scale + columns, mask=column_ok, other=0.0)[None, :]
+        acc *= scales[None, :]
+    if bias is not None:
+        acc += biases[None, :]
     if EPILOGUE == "plain":
         finish_plain(
-            acc, rows, row_ok, columns, column_ok, outputs, bias, residual, out, out_stride, out_stats, capacity,
-            next_weight, scaled, ACTIVATION, STATS,
+            acc, rows, row_ok, columns, column_ok, outputs, before, weights, residual, out, out_stride, out_stats,
+            capacity, next_weight, scaled, ACTIVATION, STATS,
         )  # fmt: skip
     elif EPILOGUE == "gate":
-        finish_gate(
-            acc, rows, row_ok, columns, column_ok, first, bias, out, out_stride, outputs, ACTIVATION, ROWS, COLUMNS
-        )
+        finish_gate(acc, rows, row_ok, first, out, out_stride, outputs, ACTIVATION, ROWS, COLUMNS)
     elif EPILOGUE == "write_kv":
         finish_write_kv(
-            acc, rows, row_ok, columns, column_ok, head, first, bias, out, out_stride,
-            positions, slots, cos, sin, keys, values, head_dim, heads, kv_heads, block_size, ROPE, ROWS, COLUMNS,
+            acc, rows, row_ok, head, first, cosine, sine, slot, out, out_stride,
+            keys, values, head_dim, heads, kv_heads, block_size, ROPE, ROWS, COLUMNS,
         )  # fmt: skip
     else:
-        finish_logits(acc, rows, row_ok, columns, column_ok, tile, tiles, bias, out, out_stride, best, best_at, STORE)
+        finish_logits(acc, rows, row_ok, columns, column_ok, tile, tiles, out, out_stride, best, best_at, STORE)
+
+
+@triton.jit
+def prefetch(pointers):
+    """Have the line of each pointer brought to the L2 cache."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [pointers.to(tl.int64)],
+        dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def hold(tile, WIDE: tl.constexpr):
+    """The tile itself, of which nothing can be stored before here: all loads ahead of this are under way by then.
+
+    Without it each tile is stored to shared memory as soon as it is there, and the load of the next waits for that.
+    """
+    if not WIDE:
+        if tile.dtype == tl.bfloat16:
+            tile = tl.inline_asm_elementwise(NOTHING, "=r,r", [tile], dtype=tl.bfloat16, is_pure=False, pack=2)
+        elif tile.dtype == tl.float16:
+            tile = tl.inline_asm_elementwise(NOTHING, "=r,r", [tile], dtype=tl.float16, is_pure=False, pack=2)
+        elif tile.dtype == tl.float32:
+            tile = tl.inline_asm_elementwise(NOTHING, "=r,r", [tile], dtype=tl.float32, is_pure=False, pack=1)
+    return tile
 
 
 @triton.jit
@@ -249,7 +312,8 @@ def linear_few_rows(
     positions, slots, cos, sin, keys, values, head_dim, heads, kv_heads, block_size, best, best_at,
     WIDTH: tl.constexpr, INPUTS: tl.constexpr, PARTS: tl.constexpr, NORM: tl.constexpr, EPILOGUE: tl.constexpr,
     ACTIVATION: tl.constexpr, STATS: tl.constexpr, ROPE: tl.constexpr, STORE: tl.constexpr, DTYPE: tl.constexpr,
-    WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
+    WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, AHEAD: tl.constexpr, PREFETCH: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Few rows: a program's four warps sum one part each. Weights are read before the kernel ahead has ended (PDL)."""
     ROUND: tl.constexpr = 64 * PARTS
@@ -262,11 +326,22 @@ def linear_few_rows(
     w_at = w + columns[None, None, :].to(tl.int64) * INPUTS + w_k
     w_ok = (part < PARTS) & column_ok[None, None, :]
     x_k = part * 64 + tl.arange(0, 64)[None, None, :]
-    ahead = ()
+    loaded = ()
     for step in tl.static_range(AHEAD):
-        ahead = ahead + (as_operand(tl.load(w_at + step * ROUND, mask=w_ok, other=0), DTYPE, WIDE),)
+        loaded = loaded + (tl.load(w_at + step * ROUND, mask=w_ok, other=0),)
+    scales, biases, weights, cosine, sine = fetch_constants(
+        rows, row_ok, columns, column_ok, head, first, scale, bias, next_weight, positions, cos, sin,
+        head_dim, heads, kv_heads, ROPE, ROWS, COLUMNS,
+    )  # fmt: skip
+    if PREFETCH:
+        for k in range(AHEAD * ROUND, INPUTS, 64):
+            prefetch(w + tl.minimum(columns, outputs - 1).to(tl.int64) * INPUTS + k)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
+    ahead = ()
+    for step in tl.static_range(AHEAD):
+        ahead = ahead + (as_operand(hold(loaded[step], WIDE), DTYPE, WIDE),)
+    if PDL:
         tl.extra.cuda.gdc_wait()
     source = rows
     if row_map is not None:
@@ -280,9 +355,15 @@ def linear_few_rows(
         k = step * ROUND
         left = read_x(x_at + k, x_ok, k + x_k, part < PARTS, mean_3d, deviation_3d, norm_weight, norm_bias, NORM, DTYPE)
         lefts = lefts + (left,)
+    before, slot = fetch_written(rows, row_ok, columns, column_ok, residual, out_stride, slots, EPILOGUE, ROWS, COLUMNS)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()  # for the second time: no load is moved to behind it
+    held = ()
+    for step in tl.static_range(AHEAD):
+        held = held + (hold(lefts[step], WIDE),)
     acc = tl.zeros((4, ROWS, COLUMNS), tl.float32)
     for step in tl.static_range(AHEAD):
-        acc = product(lefts[step], ahead[step], acc, WIDE)
+        acc = product(held[step], ahead[step], acc, WIDE)
     for k in range(AHEAD * ROUND, INPUTS, ROUND):
         right = tl.load(w_at + k, mask=w_ok, other=0)
         left = read_x(x_at + k, x_ok, k + x_k, part < PARTS, mean_3d, deviation_3d, norm_weight, norm_bias, NORM, DTYPE)
@@ -292,8 +373,9 @@ def linear_few_rows(
         result *= deviation[:, None]
     epilogue(
         result, rows, row_ok, columns, column_ok, head, first, tile, tl.num_programs(0),
+        scales, biases, weights, cosine, sine, before, slot,
         scale, bias, residual, out, out_stride, out_stats, capacity, outputs, next_weight, scaled,
-        positions, slots, cos, sin, keys, values, head_dim, heads, kv_heads, block_size, best, best_at,
+        keys, values, head_dim, heads, kv_heads, block_size, best, best_at,
         EPILOGUE, ACTIVATION, STATS, ROPE, STORE, ROWS, COLUMNS,
     )  # fmt: skip
 
@@ -305,7 +387,8 @@ def linear_many_rows(
     positions, slots, cos, sin, keys, values, head_dim, heads, kv_heads, block_size, best, best_at,
     WIDTH: tl.constexpr, INPUTS: tl.constexpr, PARTS: tl.constexpr, NORM: tl.constexpr, EPILOGUE: tl.constexpr,
     ACTIVATION: tl.constexpr, STATS: tl.constexpr, ROPE: tl.constexpr, STORE: tl.constexpr, DTYPE: tl.constexpr,
-    WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
+    WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, AHEAD: tl.constexpr, PREFETCH: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Many rows: a large tile, the parts in turn. Tiles of the same weights run side by side, so that they share L2."""
     ROUND: tl.constexpr = 64 * PARTS
@@ -316,6 +399,14 @@ def linear_many_rows(
     chunk = tl.arange(0, 64)
     w_at = w + columns[None, :].to(tl.int64) * INPUTS + chunk[:, None]
     w_ok = column_ok[None, :]
+    if PREFETCH:
+        if tl.program_id(0) == 0:  # for all programs with this weight
+            for k in range(0, INPUTS, 64):
+                prefetch(w + tl.minimum(columns, outputs - 1).to(tl.int64) * INPUTS + k)
+    scales, biases, weights, cosine, sine = fetch_constants(
+        rows, row_ok, columns, column_ok, head, first, scale, bias, next_weight, positions, cos, sin,
+        head_dim, heads, kv_heads, ROPE, ROWS, COLUMNS,
+    )  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -358,10 +449,12 @@ def linear_many_rows(
     acc = (first_part + third_part) + (second_part + fourth_part)
     if NORM == "scaled":
         acc *= deviation
+    before, slot = fetch_written(rows, row_ok, columns, column_ok, residual, out_stride, slots, EPILOGUE, ROWS, COLUMNS)
     epilogue(
         acc, rows, row_ok, columns, column_ok, head, first, tile, tl.num_programs(1),
+        scales, biases, weights, cosine, sine, before, slot,
         scale, bias, residual, out, out_stride, out_stats, capacity, outputs, next_weight, scaled,
-        positions, slots, cos, sin, keys, values, head_dim, heads, kv_heads, block_size, best, best_at,
+        keys, values, head_dim, heads, kv_heads, block_size, best, best_at,
         EPILOGUE, ACTIVATION, STATS, ROPE, STORE, ROWS, COLUMNS,
     )  # fmt: skip
 
@@ -388,9 +481,15 @@ def finish_product(
     if NORM == "scaled":
         _, deviation = read_stats_of(stats, rows, row_ok, norm_eps, capacity, WIDTH, NORM)
         acc *= deviation[:, None]
+    scales, biases, weights, cosine, sine = fetch_constants(
+        rows, row_ok, columns, column_ok, head, first, scale, bias, next_weight, positions, cos, sin,
+        head_dim, heads, kv_heads, ROPE, ROWS, COLUMNS,
+    )  # fmt: skip
+    before, slot = fetch_written(rows, row_ok, columns, column_ok, residual, out_stride, slots, EPILOGUE, ROWS, COLUMNS)
     epilogue(
         acc, rows, row_ok, columns, column_ok, head, first, tile, tl.num_programs(1),
+        scales, biases, weights, cosine, sine, before, slot,
         scale, bias, residual, out, out_stride, out_stats, capacity, outputs, next_weight, scaled,
-        positions, slots, cos, sin, keys, values, head_dim, heads, kv_heads, block_size, best, best_at,
+        keys, values, head_dim, heads, kv_heads, block_size, best, best_at,
         EPILOGUE, ACTIVATION, STATS, ROPE, False, ROWS, COLUMNS,
     )  # fmt: skip
