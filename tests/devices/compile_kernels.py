@@ -1,4 +1,4 @@
-"""Compiles the cuda device's linear kernels for a GPU that need not be there, and prints what became of their products.
+"""Compiles the cuda device's kernels for a GPU that need not be there, and prints what became of their products.
 
     python -m tests.devices.compile_kernels sm_90 sm_80
 
@@ -21,10 +21,25 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from knee.devices.cuda.kernels.attention import SPLIT, attend_many, attend_one
 from knee.devices.cuda.kernels.linear import linear_few_rows, linear_many_rows
-from knee.devices.cuda.tiling import Tiling, choose_tiling, padded, parts_of
+from knee.devices.cuda.tiling import (
+    ATTEND_MANY,
+    ATTEND_ONE,
+    TILE,
+    Tiling,
+    attend_stages,
+    choose_tiling,
+    early_warps,
+    padded,
+    parts_of,
+)
 
 SHARED = {"sm_90": 225 * 1024, "sm_80": 156 * 1024}  # bytes a program may have
+_INTEGERS = {
+    *("rows_in_all", "x_stride", "out_stride", "outputs", "capacity", "heads", "kv_heads", "head_dim", "block_size"),
+    *("q_stride", "table_width", "splits"),
+}
 NARROW = {"bfloat16": ("*bf16", tl.bfloat16), "float16": ("*fp16", tl.float16), "int8": ("*i8", tl.bfloat16)}
 INPUTS = {"plain": 1536, "gate": 576, "logits": 50}
 ROWS = (1, 100, 2000)
@@ -47,26 +62,54 @@ def compiled(architecture: str, tiling: Tiling, epilogue: str, weight: str) -> A
         "WIDTH": inputs, "INPUTS": padded(inputs), "PARTS": parts_of(inputs), "NORM": "", "EPILOGUE": epilogue,
         "ACTIVATION": "silu" if epilogue == "gate" else "", "STATS": "rms" if epilogue == "plain" else "",
         "ROPE": False, "STORE": False, "DTYPE": dtype, "WIDE": False, "ROWS": tiling.rows, "COLUMNS": tiling.columns,
-        "AHEAD": tiling.ahead, "PREFETCH": tiling.prefetch, "PDL": architecture == "sm_90",
+        "AHEAD": tiling.ahead, "PDL": architecture == "sm_90",
     }  # fmt: skip
+    multiples = {"x_stride", "out_stride", "outputs", "capacity"}
+    return build(architecture, kernel, pointers, multiples, "norm_eps", constants, tiling.warps, tiling.stages)
+
+
+def attention(architecture: str, name: str, dim: int) -> Any:
+    """A kernel of the attention: "one", "early" (one new token, the cache read early) or "many"."""
+    pointers = dict.fromkeys(("q", "out", "keys", "values"), "*bf16")
+    pointers |= dict.fromkeys(("decode_rows", "contexts", "tables", "counters"), "*i32")
+    pointers |= dict.fromkeys(("tile_rows", "tile_lengths", "tile_positions", "tile_spans"), "*i32")
+    pointers |= {"partial": "*fp32", "partial_stats": "*fp32"}
+    constants = {
+        "GROUP": 4, "GROUP_PADDED": 16, "DIM": dim, "TILE": TILE, "SPLIT": SPLIT, "WHOLE_TILES": True, "ROWS": 64,
+        "EARLY": name == "early", "DTYPE": tl.bfloat16, "WIDE": False, "PDL": architecture == "sm_90",
+    }  # fmt: skip
+    warps, stages = ATTEND_MANY if name == "many" else ATTEND_ONE
+    stages = attend_stages(stages, dim, 2, SHARED[architecture])
+    if name == "early":
+        warps, stages = early_warps(SPLIT, dim, 2), 1
+    kernel = attend_many if name == "many" else attend_one
+    multiples = {"q_stride", "out_stride", "head_dim", "block_size"}
+    return build(architecture, kernel, pointers, multiples, "scale", constants, warps, stages)
+
+
+def build(
+    architecture: str, kernel: Any, pointers: dict[str, str], multiples: set[str], number: str,
+    constants: dict[str, Any], warps: int, stages: int,
+) -> Any:  # fmt: skip
+    """`multiples` are arguments that 16 divides, `number` is one that is no integer."""
     signature: dict[str, str] = {}
     known: dict[tuple[int], Any] = {}
     attributes: dict[tuple[int], Any] = {}
-    for place, name in enumerate(kernel.arg_names):
-        if name in pointers or name in ("x_stride", "out_stride", "outputs", "capacity"):
-            signature[name] = pointers.get(name, "i32")
-            attributes[(place,)] = [["tt.divisibility", 16]]
-        elif name in ("rows_in_all", "head_dim", "heads", "kv_heads", "block_size", "norm_eps"):
-            signature[name] = "fp32" if name == "norm_eps" else "i32"
+    for place, (name, parameter) in enumerate(zip(kernel.arg_names, kernel.params, strict=True)):
+        if name in constants and parameter.is_constexpr:
+            signature[name], known[(place,)] = "constexpr", constants[name]
+        elif name in pointers or name in multiples:
+            signature[name], attributes[(place,)] = pointers.get(name, "i32"), [["tt.divisibility", 16]]
+        elif name in _INTEGERS or name == number:
+            signature[name] = "i32" if name in _INTEGERS else "fp32"
         else:
-            signature[name] = "constexpr"
-            known[(place,)] = constants.get(name)
-    options = {"num_warps": tiling.warps, "num_stages": tiling.stages, "enable_fp_fusion": False}
+            signature[name], known[(place,)] = "constexpr", None
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False}
     target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
     return triton.compile(ASTSource(kernel, signature, known, attributes), target=target, options=options)
 
 
-def kernels(architecture: str) -> Iterator[dict[str, Any]]:
+def linears(architecture: str) -> Iterator[dict[str, Any]]:
     """Every epilogue with few and many rows, every type where its tiles differ."""
     for epilogue, inputs in INPUTS.items():
         for rows in ROWS:
@@ -75,9 +118,7 @@ def kernels(architecture: str) -> Iterator[dict[str, Any]]:
                 made = compiled(architecture, tiling, epilogue, weight)
                 code = made.asm["ttgir"]
                 yield {
-                    "architecture": architecture,
-                    "epilogue": epilogue,
-                    "rows": rows,
+                    "kernel": f"{epilogue} {rows} {weight}",
                     "weight": weight,
                     "shared": made.metadata.shared,
                     "most_shared": SHARED[architecture],
@@ -95,7 +136,19 @@ def beginnings(code: str) -> list[str]:
     return sorted(start for start in others if not start.startswith(("%cst", "%arg")))
 
 
+def attentions(architecture: str) -> Iterator[dict[str, Any]]:
+    """Every kernel of the attention, with heads of several sizes."""
+    for name in ("one", "early", "many"):
+        for dim in (64, 128):
+            made = attention(architecture, name, dim)
+            yield {
+                "kernel": f"attend {name} {dim}",
+                "shared": made.metadata.shared,
+                "most_shared": SHARED[architecture],
+            }
+
+
 if __name__ == "__main__":
     for one in sys.argv[1:]:
-        for kernel_ in kernels(one):
+        for kernel_ in (*linears(one), *attentions(one)):
             print(json.dumps(kernel_), flush=True)

@@ -7,6 +7,7 @@ than on a GPU, which changes nothing else.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from knee.devices import CudaDevice, Device, ReferenceDevice, Span, Want
 from knee.devices.base import UNKNOWN, FloatArray, SpanOutput
 from knee.devices.cuda import runner
+from knee.devices.cuda.batch import Dims
 from knee.devices.cuda.dtypes import matrices
 from knee.devices.cuda.tiling import Tiling
 from knee.devices.cuda.weights import TORCH_TYPES
@@ -505,3 +507,61 @@ def test_what_a_device_says_of_itself(dtype: str) -> None:
     matrix_bytes = sum(matrix.data.nbytes for matrix in runs._runner.store.matrices.values())
     assert matrix_bytes < runs.weight_bytes < 2 * matrix_bytes
     assert (runs.isa is None) == INTERPRET
+
+
+# --- launches ----------------------------------------------------------------------------------------------------
+
+
+class FakeKernel:
+    """Triton's two ends: `warmup` finds or compiles, and what comes back launches."""
+
+    arg_names = ("x", "count", "SIZE", "KIND")
+
+    def __init__(self) -> None:
+        self.looked_for: list[tuple[object, ...]] = []
+        self.launched: list[tuple[object, ...]] = []
+
+    def warmup(self, *arguments: object, grid: tuple[int, ...], **options: object) -> FakeKernel:
+        self.looked_for.append((arguments, grid, options))
+        return self
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *arguments: self.launched.append((grid[:3], *arguments))
+
+
+def test_a_kernel_is_looked_for_once_and_then_launched_with_all_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, kernel = device("llama")._runner, FakeKernel()
+    monkeypatch.setattr(runs, "interpret", False)
+    ready: list[runner.Ready] = []
+    for count in (3, 4):
+        runs._ready, runs._place = ready, 0
+        runs.start(kernel, (count,), "x", count, KIND="plain", SIZE=64, num_warps=4)
+        runs.start(kernel, (count, 2), "y", count, KIND="gate", SIZE=32, num_warps=8)
+    assert [options["num_warps"] for _, _, options in kernel.looked_for] == [4, 8]  # type: ignore[index]
+    assert kernel.launched == [
+        ((3, 1, 1), "x", 3, 64, "plain"),
+        ((3, 2, 1), "y", 3, 32, "gate"),
+        ((4, 1, 1), "x", 4, 64, "plain"),
+        ((4, 2, 1), "y", 4, 32, "gate"),
+    ]
+
+
+def test_compiling_launches_nothing_and_a_kernel_that_fails_is_looked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs, kernel = device("llama")._runner, FakeKernel()
+    assert runs.multiprocessors >= 1
+    monkeypatch.setattr(runs, "interpret", False)
+    monkeypatch.setattr(runs, "launches", [lambda step: runs.start(kernel, (1,), "x", 1, SIZE=1, KIND=step)])
+    step = runner.Step(Dims(1, 1, 0, 1, 1, 1, False), {}, torch.zeros(1), runs.make_pool(1, 16))
+    monkeypatch.setattr(kernel, "result", lambda: 1 / 0, raising=False)
+    with pytest.raises(ZeroDivisionError):
+        runs.compile([step])
+    monkeypatch.setattr(kernel, "result", lambda: kernel)
+    assert not runs.ready_for(step)
+    runs.compile([step])
+    assert len(kernel.looked_for) == 2
+    assert not kernel.launched
+    runs.run(step)
+    assert len(kernel.looked_for) == 2
+    assert len(kernel.launched) == 1

@@ -125,7 +125,6 @@ class Layer:
             "WIDE": INTERPRET,
             "ROWS": tiling.rows,
             "COLUMNS": tiling.columns,
-            "PREFETCH": False,
             "AHEAD": min(4, padded(self.inputs) // round_size) if tiling.ahead else 0,  # what shared memory holds
             "PDL": False,
         }

@@ -28,6 +28,7 @@ from knee.devices.cuda.tiling import (
     LIBRARY_ROWS,
     attend_stages,
     choose_tiling,
+    early_warps,
     padded,
     parts_of,
 )
@@ -220,13 +221,15 @@ class Runner:
         return self.batch_invariant, self.reads_early(dims), *dims.kernels
 
     def reads_early(self, dims: Dims) -> bool:
-        """Whether the attention of one new token a request reads the cache before it has to: if all programs fit."""
-        return dims.items * self.program.kv_heads * dims.splits <= 2 * self.multiprocessors and self.early_warps <= 16
+        """Whether the attention of one new token a request reads the cache early: if all programs run at a time."""
+        programs = dims.items * self.program.kv_heads * dims.splits
+        fitting = self.multiprocessors * (8 // self.early_warps)  # by registers
+        return programs <= fitting and self.dtype.itemsize == 2
 
     @cached_property
     def early_warps(self) -> int:
-        """So many that a thread has 512 bytes of a split's keys and values."""
-        return max(4, coarse(2 * attention.SPLIT * self.dim * self.dtype.itemsize // (512 * 32)))
+        """Of such a program."""
+        return early_warps(attention.SPLIT, self.dim, self.dtype.itemsize)
 
     @cached_property
     def multiprocessors(self) -> int:
@@ -327,8 +330,8 @@ class Runner:
 
 
 def _compiled_by(pool: ThreadPoolExecutor) -> AbstractContextManager[Any]:
-    """Where this Triton can do that."""
-    return triton.AsyncCompileMode(pool) if hasattr(triton, "AsyncCompileMode") else nullcontext()
+    """Where this Triton can do that. A failure is found later: raised here, it would leave Triton in this mode."""
+    return triton.AsyncCompileMode(pool, ignore_errors=True) if hasattr(triton, "AsyncCompileMode") else nullcontext()
 
 
 class _Lowering:
@@ -700,8 +703,7 @@ class _Linear:
             self.w, *after, **shared,
             INPUTS=self.w.shape[1], PARTS=parts_of(self.inputs), STORE=logits and (dims.logits or dims.drawn),
             DTYPE=_TRITON_TYPES[runner.dtype], WIDE=runner.interpret, ROWS=tiles_of.rows, COLUMNS=tiles_of.columns,
-            AHEAD=tiles_of.ahead, PREFETCH=tiles_of.prefetch and runner.pdl,
-            **runner.options(tiles_of.warps, tiles_of.stages),
+            AHEAD=tiles_of.ahead, **runner.options(tiles_of.warps, tiles_of.stages),
         )  # fmt: skip
 
     def _by_library(self, count: int) -> bool:

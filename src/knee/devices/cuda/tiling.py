@@ -27,8 +27,7 @@ ATTEND_MANY = (4, 2)
 class Tiling:
     """A linear layer's tiles. `ahead`: rounds of weights that are read before the kernel ahead has ended.
 
-    `apart`: the norm before it runs as a kernel of its own. `prefetch`: the other weights are brought to the L2 cache
-    before that.
+    `apart`: the norm before it runs as a kernel of its own.
     """
 
     few: bool
@@ -38,7 +37,6 @@ class Tiling:
     stages: int
     ahead: int = 0
     apart: bool = False
-    prefetch: bool = False
 
 
 LIBRARY_ROWS = 512
@@ -94,11 +92,11 @@ def _fastest(epilogue: str, rows: int, inputs: int) -> Tiling:
         return _for_logits(rows)
     if rows <= 32 and rounds > _MOST_AHEAD:
         return _FOR_LONG_SUMS[epilogue]
-    if rows <= 64 and not (epilogue == "gate" and rows > 32):
+    if rows <= 128 and not (epilogue == "gate" and rows > 32):
         columns = 32 if rows > 16 or epilogue == "gate" or (epilogue == "plain" and rows <= 4) else 16
         return Tiling(True, 16, columns, 4, 3, ahead=rounds if rounds <= _MOST_AHEAD else 0)
     if rows <= 512:
-        columns = 128 if epilogue == "gate" and rows > 64 else 32
+        columns = 128 if epilogue == "gate" and rows > 128 else 32
         return Tiling(False, 64, columns, 4, 4, apart=True)
     if epilogue == "gate":
         return Tiling(False, 128, 128, 8, 2, apart=True)
@@ -127,6 +125,12 @@ def _fitting(tiling: Tiling, inputs: int, shared: int) -> Tiling:
 
 def _round(inputs: int) -> int:
     return CHUNK * parts_of(inputs)
+
+
+def early_warps(split: int, dim: int, size: int) -> int:
+    """Of the attention that reads a whole split of the cache early: a thread then holds 512 bytes of it."""
+    needed = 2 * split * dim * size // (512 * 32)
+    return max(4, 1 << (needed - 1).bit_length())
 
 
 def attend_stages(stages: int, dim: int, size: int, shared: int) -> int:

@@ -20,11 +20,16 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def tile_addresses(table, start, token, end, kv_head, kv_heads, head_dim, block_size, WHOLE_TILES: tl.constexpr):
+def tile_addresses(
+    table, start, token, end, kv_head, kv_heads, head_dim, block_size, WHOLE_TILES: tl.constexpr, EMPTY: tl.constexpr
+):
     """Where the keys (or values) of a tile's tokens begin in a pool, those before `end`. WHOLE_TILES: a block holds
-    whole tiles."""
+    whole tiles. EMPTY: there may be none; a mask that does nothing would cost registers."""
     if WHOLE_TILES:
-        block = tl.load(table + start // block_size, mask=start < end, other=0).to(tl.int64)
+        if EMPTY:
+            block = tl.load(table + start // block_size, mask=start < end, other=0).to(tl.int64)
+        else:
+            block = tl.load(table + start // block_size).to(tl.int64)
         first = ((block * kv_heads + kv_head) * block_size + start % block_size) * head_dim
         return first + (token - start) * head_dim
     block = tl.load(table + token // block_size, mask=token < end, other=0).to(tl.int64)
@@ -32,18 +37,23 @@ def tile_addresses(table, start, token, end, kv_head, kv_heads, head_dim, block_
 
 
 @triton.jit
-def attend_tile(q, k, v, seen, factor, largest, total, acc, WIDE: tl.constexpr, DTYPE: tl.constexpr):
-    """One tile of tokens into the running softmax: `largest` (rows), `total` (rows, 16; equal columns), `acc`."""
+def weigh(q, k, seen, factor, largest, WIDE: tl.constexpr, DTYPE: tl.constexpr):
+    """The softmax weights of a tile of tokens, relative to the largest score of each row so far; that, and the factor
+    for what was added up before."""
     score = product(q, k, tl.zeros((q.shape[0], k.shape[1]), tl.float32), WIDE)
     score = tl.where(seen, score * factor, -float("inf"))
     new = tl.maximum(largest, tl.max(score, axis=1))
     base = tl.where(new == -float("inf"), 0.0, new)  # a row that sees nothing of this split yet
-    fade = tl.exp2(largest - base)
-    weight = tl.exp2(score - base[:, None]).to(DTYPE)
-    ones = tl.full((k.shape[1], 16), 1.0, tl.float32).to(DTYPE)
+    return tl.exp2(score - base[:, None]).to(DTYPE), new, tl.exp2(largest - base)
+
+
+@triton.jit
+def add_values(weight, fade, v, total, acc, WIDE: tl.constexpr, DTYPE: tl.constexpr):
+    """The tile's values into `acc`, the weights into `total` (rows, 16; equal columns)."""
+    ones = tl.full((v.shape[0], 16), 1.0, tl.float32).to(DTYPE)
     total = product(weight, ones, total * fade[:, None], WIDE)
     acc = product(weight, v, acc * fade[:, None], WIDE)
-    return new, total, acc
+    return total, acc
 
 
 @triton.jit
@@ -82,7 +92,7 @@ def attend_one(
     for i in tl.static_range(SPLIT // TILE if EARLY else 0):
         start = begin + i * TILE
         token = start + tl.arange(0, TILE)
-        at = tile_addresses(table, start, token, last, kv_head, kv_heads, head_dim, block_size, WHOLE_TILES)
+        at = tile_addresses(table, start, token, last, kv_head, kv_heads, head_dim, block_size, WHOLE_TILES, True)
         old = token < last
         k = tl.load(keys + at[None, :] + dims[:, None], mask=old[None, :] & dim_ok[:, None], other=0.0)
         v = tl.load(values + at[:, None] + dims[None, :], mask=old[:, None] & dim_ok[None, :], other=0.0)
@@ -102,24 +112,27 @@ def attend_one(
         total = tl.zeros((GROUP_PADDED, 16), tl.float32)
         acc = tl.zeros((GROUP_PADDED, DIM), tl.float32)
         if EARLY:
-            at = ((block * kv_heads + kv_head) * block_size + last % block_size) * head_dim + dims
-            new_key = tl.load(keys + at, mask=dim_ok, other=0.0)
-            new_value = tl.load(values + at, mask=dim_ok, other=0.0)
+            new_at = ((block * kv_heads + kv_head) * block_size + last % block_size) * head_dim + dims
+            new_key = tl.load(keys + new_at, mask=dim_ok, other=0.0)
+            new_value = tl.load(values + new_at, mask=dim_ok, other=0.0)
             for i in tl.static_range(SPLIT // TILE):
                 token = begin + i * TILE + tl.arange(0, TILE)
                 if begin + i * TILE < context:
                     k = tl.where((token == last)[None, :], new_key[:, None], tile_keys[i])
+                    weight, largest, fade = weigh(query, k, (token < context)[None, :], factor, largest, WIDE, DTYPE)
                     v = tl.where((token == last)[:, None], new_value[None, :], tile_values[i])
-                    seen = (token < context)[None, :]
-                    largest, total, acc = attend_tile(query, k, v, seen, factor, largest, total, acc, WIDE, DTYPE)
+                    total, acc = add_values(weight, fade, v, total, acc, WIDE, DTYPE)
         else:
             for start in range(begin, tl.minimum(begin + SPLIT, context), TILE):
                 token = start + tl.arange(0, TILE)
                 ok = token < context
-                at = tile_addresses(table, start, token, context, kv_head, kv_heads, head_dim, block_size, WHOLE_TILES)
+                at = tile_addresses(
+                    table, start, token, context, kv_head, kv_heads, head_dim, block_size, WHOLE_TILES, False
+                )
                 k = tl.load(keys + at[None, :] + dims[:, None], mask=ok[None, :] & dim_ok[:, None], other=0.0)
+                weight, largest, fade = weigh(query, k, ok[None, :], factor, largest, WIDE, DTYPE)
                 v = tl.load(values + at[:, None] + dims[None, :], mask=ok[:, None] & dim_ok[None, :], other=0.0)
-                largest, total, acc = attend_tile(query, k, v, ok[None, :], factor, largest, total, acc, WIDE, DTYPE)
+                total, acc = add_values(weight, fade, v, total, acc, WIDE, DTYPE)
         out_at = out + row * out_stride + head_at
         needed = tl.cdiv(context, SPLIT)
         if needed == 1:
@@ -136,24 +149,24 @@ def attend_one(
             done = tl.atomic_add(counter, 1, sem="acq_rel")
             if done == needed - 1:
                 tl.store(counter, 0)
-                acc = all_splits(partial, partial_stats, base, needed, group, dims, GROUP, GROUP_PADDED, DIM)
+                AT_ONCE: tl.constexpr = 4 if EARLY else 1
+                acc = all_splits(partial, partial_stats, base, needed, group, dims, GROUP, GROUP_PADDED, DIM, AT_ONCE)
                 tl.store(out_at, acc.to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit
 def all_splits(
     partial, partial_stats, base, needed, group, dims,
-    GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, DIM: tl.constexpr,
+    GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, DIM: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """The result of a context from those of its splits, which are read some at a time and put together in order."""
-    at_once: tl.constexpr = 4
+    """The result of a context from those of its splits, AT_ONCE of which are read at a time; put together in order."""
     there = group < GROUP
     largest = tl.full((GROUP_PADDED,), -float("inf"), tl.float32)
     total = tl.zeros((GROUP_PADDED, 1), tl.float32)
     acc = tl.zeros((GROUP_PADDED, DIM), tl.float32)
-    for first in range(0, needed, at_once):
+    for first in range(0, needed, AT_ONCE):
         read = ()
-        for i in tl.static_range(at_once):
+        for i in tl.static_range(AT_ONCE):
             kept = (base + first + i).to(tl.int64) * GROUP_PADDED + group
             ok = there & (first + i < needed)
             stats = partial_stats + kept * 2
@@ -163,7 +176,7 @@ def all_splits(
                 partial + kept[:, None] * DIM + dims[None, :], mask=ok[:, None], other=0.0, cache_modifier=".cg"
             )
             read = read + ((one, two, three),)
-        for i in tl.static_range(at_once):
+        for i in tl.static_range(AT_ONCE):
             if first + i < needed:
                 largest, total, acc = put_together(largest, total, acc, read[i][0], read[i][1][:, None], read[i][2])
     return acc / tl.max(total, axis=1)[:, None]
@@ -204,13 +217,14 @@ def attend_many(
             for start in range(begin, tl.minimum(begin + SPLIT, context), TILE):
                 token = start + tl.arange(0, TILE)
                 token_ok = token < context
-                at = tile_addresses(table, start, token, context, kv_head, kv_heads, head_dim, block_size, WHOLE_TILES)
+                at = tile_addresses(
+                    table, start, token, context, kv_head, kv_heads, head_dim, block_size, WHOLE_TILES, False
+                )
                 seen = (token[None, :] <= (position + n)[:, None]) & token_ok[None, :]
                 k = tl.load(keys + at[None, :] + dims[:, None], mask=token_ok[None, :] & dim_ok[:, None], other=0.0)
+                weight, part_largest, fade = weigh(query, k, seen, factor, part_largest, WIDE, DTYPE)
                 v = tl.load(values + at[:, None] + dims[None, :], mask=token_ok[:, None] & dim_ok[None, :], other=0.0)
-                part_largest, part_total, part_acc = attend_tile(
-                    query, k, v, seen, factor, part_largest, part_total, part_acc, WIDE, DTYPE
-                )
+                part_total, part_acc = add_values(weight, fade, v, part_total, part_acc, WIDE, DTYPE)
             largest, total, acc = put_together(largest, total, acc, part_largest, part_total, part_acc)
         sums = tl.max(total, axis=1)
         out_at = out + (row + n)[:, None] * out_stride + head * head_dim + dims[None, :]

@@ -240,15 +240,6 @@ def epilogue(
 
 
 @triton.jit
-def prefetch(pointers):
-    """Have the line of each pointer brought to the L2 cache."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [pointers.to(tl.int64)],
-        dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-@triton.jit
 def hold(tile, WIDE: tl.constexpr):
     """The tile itself, of which nothing can be stored before here: all loads ahead of this are under way by then.
 
@@ -312,8 +303,7 @@ def linear_few_rows(
     positions, slots, cos, sin, keys, values, head_dim, heads, kv_heads, block_size, best, best_at,
     WIDTH: tl.constexpr, INPUTS: tl.constexpr, PARTS: tl.constexpr, NORM: tl.constexpr, EPILOGUE: tl.constexpr,
     ACTIVATION: tl.constexpr, STATS: tl.constexpr, ROPE: tl.constexpr, STORE: tl.constexpr, DTYPE: tl.constexpr,
-    WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, AHEAD: tl.constexpr, PREFETCH: tl.constexpr,
-    PDL: tl.constexpr,
+    WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Few rows: a program's four warps sum one part each. Weights are read before the kernel ahead has ended (PDL)."""
     ROUND: tl.constexpr = 64 * PARTS
@@ -333,9 +323,6 @@ def linear_few_rows(
         rows, row_ok, columns, column_ok, head, first, scale, bias, next_weight, positions, cos, sin,
         head_dim, heads, kv_heads, ROPE, ROWS, COLUMNS,
     )  # fmt: skip
-    if PREFETCH:
-        for k in range(AHEAD * ROUND, INPUTS, 64):
-            prefetch(w + tl.minimum(columns, outputs - 1).to(tl.int64) * INPUTS + k)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     ahead = ()
@@ -387,8 +374,7 @@ def linear_many_rows(
     positions, slots, cos, sin, keys, values, head_dim, heads, kv_heads, block_size, best, best_at,
     WIDTH: tl.constexpr, INPUTS: tl.constexpr, PARTS: tl.constexpr, NORM: tl.constexpr, EPILOGUE: tl.constexpr,
     ACTIVATION: tl.constexpr, STATS: tl.constexpr, ROPE: tl.constexpr, STORE: tl.constexpr, DTYPE: tl.constexpr,
-    WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, AHEAD: tl.constexpr, PREFETCH: tl.constexpr,
-    PDL: tl.constexpr,
+    WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Many rows: a large tile, the parts in turn. Tiles of the same weights run side by side, so that they share L2."""
     ROUND: tl.constexpr = 64 * PARTS
@@ -399,10 +385,6 @@ def linear_many_rows(
     chunk = tl.arange(0, 64)
     w_at = w + columns[None, :].to(tl.int64) * INPUTS + chunk[:, None]
     w_ok = column_ok[None, :]
-    if PREFETCH:
-        if tl.program_id(0) == 0:  # for all programs with this weight
-            for k in range(0, INPUTS, 64):
-                prefetch(w + tl.minimum(columns, outputs - 1).to(tl.int64) * INPUTS + k)
     scales, biases, weights, cosine, sine = fetch_constants(
         rows, row_ok, columns, column_ok, head, first, scale, bias, next_weight, positions, cos, sin,
         head_dim, heads, kv_heads, ROPE, ROWS, COLUMNS,
