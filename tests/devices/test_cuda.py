@@ -413,7 +413,8 @@ def test_products_by_the_library_are_products(config: str, monkeypatch: pytest.M
     runs.allocate_kv(2, 16)
     wanted = reference(config, "float16")[:12]
     [output] = runs.execute([Span(TOKENS[:12], 0, [1], Want.ALL_LOGITS)])
-    assert calls == [16] * 4 * runs.program.layers
+    goes = 1 if INTERPRET else 2  # on a GPU once with nobody in it, once to be captured
+    assert calls == [16] * 4 * runs.program.layers * goes
     assert output.logits is not None
     assert np.abs(output.logits - wanted).max() < ROOM["float16"] * np.abs(wanted).max()
 
