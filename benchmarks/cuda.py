@@ -770,7 +770,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--start-runs", type=int, default=2, help="with compiled kernels there")
     add("--sweep-batch-sizes", type=integers, default=[1, 4, 16, 64, 256], metavar="B,…")
     add("--sweep-requests", type=int, default=256)
-    add("--sweep-cpu-requests", type=int, default=64, help="on the processor; no larger batches there")
+    add("--sweep-cpu-requests", type=int, default=256, help="on the processor; no larger batches there")
     add("--sweep-tokens", type=int, default=16)
     add("--sweep-budget", type=float, default=60.0, metavar="S", help="of each device: no setting begins later")
     add("--json", type=Path, metavar="FILE")

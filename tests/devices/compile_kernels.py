@@ -41,7 +41,7 @@ _INTEGERS = {
     *("q_stride", "table_width", "splits"),
 }
 NARROW = {"bfloat16": ("*bf16", tl.bfloat16), "float16": ("*fp16", tl.float16), "int8": ("*i8", tl.bfloat16)}
-INPUTS = {"plain": 1536, "gate": 576, "logits": 50}
+INPUTS = {"plain": 1536, "gate": 576, "write_kv": 576, "logits": 50}
 ROWS = (1, 100, 2000)
 _PRODUCT = re.compile(r"(%\w+)(?::\d+)? = (?:tt\.dot|ttng\.warp_group_dot) %[^,]+, %[^,]+, (%\w+)")
 
@@ -56,13 +56,17 @@ def compiled(architecture: str, tiling: Tiling, epilogue: str, weight: str) -> A
         pointers["scale"] = "*fp32"
     if epilogue == "logits":
         pointers |= {"best": "*fp32", "best_at": "*i32"}
+    if epilogue == "write_kv":
+        pointers |= dict.fromkeys(("out", "keys", "values"), narrow) | dict.fromkeys(("positions", "slots"), "*i32")
+        pointers |= dict.fromkeys(("cos", "sin"), "*fp32") | {"stats": "*i64"}
     if epilogue == "plain":
         pointers |= {"out_stats": "*i64", "residual": "*fp32", "next_weight": "*fp32", "scaled": narrow}
     constants = {
-        "WIDTH": inputs, "INPUTS": padded(inputs), "PARTS": parts_of(inputs), "NORM": "", "EPILOGUE": epilogue,
-        "ACTIVATION": "silu" if epilogue == "gate" else "", "STATS": "rms" if epilogue == "plain" else "",
-        "ROPE": False, "STORE": False, "DTYPE": dtype, "WIDE": False, "ROWS": tiling.rows, "COLUMNS": tiling.columns,
-        "AHEAD": tiling.ahead, "PDL": architecture == "sm_90",
+        "WIDTH": inputs, "INPUTS": padded(inputs), "PARTS": parts_of(inputs), "EPILOGUE": epilogue,
+        "NORM": "scaled" if epilogue == "write_kv" else "", "ACTIVATION": "silu" if epilogue == "gate" else "",
+        "STATS": "rms" if epilogue == "plain" else "", "ROPE": epilogue == "write_kv", "STORE": False, "DTYPE": dtype,
+        "WIDE": False, "ROWS": tiling.rows, "COLUMNS": tiling.columns, "AHEAD": tiling.ahead,
+        "PDL": architecture == "sm_90",
     }  # fmt: skip
     multiples = {"x_stride", "out_stride", "outputs", "capacity"}
     return build(architecture, kernel, pointers, multiples, "norm_eps", constants, tiling.warps, tiling.stages)

@@ -431,6 +431,17 @@ def test_an_uncached_step_leaves_the_pool_alone_and_kinds_do_not_mix() -> None:
         runs.execute([Span(TOKENS[:3], 0, [0], Want.TOKEN), Span(TOKENS[:3], 0, (), Want.TOKEN)])
 
 
+def test_steps_without_a_cache_keep_their_pool_and_graphs() -> None:
+    """A prefix grows; a larger pool at every length would void what was captured."""
+    runs, pools = device("llama"), []
+    runs.allocate_kv(2, 16)
+    for length in (1, 30, 1, 64):
+        runs.execute([Span(TOKENS[:length], 0, (), Want.TOKEN)])
+        assert runs._uncached is not None
+        pools.append(runs._uncached.pool)
+    assert all(pool is pools[0] for pool in pools)
+
+
 def test_float16_refuses_weights_that_it_does_not_hold() -> None:
     _, values = small_model("llama")
     loud = values["model.layers.0.mlp.down_proj.weight"].copy()
@@ -545,6 +556,14 @@ def test_a_kernel_is_looked_for_once_and_then_launched_with_all_its_arguments(mo
         ((4, 1, 1), "x", 4, 64, "plain"),
         ((4, 2, 1), "y", 4, 32, "gate"),
     ]
+
+
+def test_no_kernel_contracts_multiply_and_add(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it would be done depends on what is around: another tile, other bits."""
+    runs = device("llama")._runner
+    monkeypatch.setattr(runs, "interpret", False)
+    for options in (runs.options(), runs.options(8, 2, pdl=False)):
+        assert options["enable_fp_fusion"] is False
 
 
 def test_compiling_launches_nothing_and_a_kernel_that_fails_is_looked_for_again(

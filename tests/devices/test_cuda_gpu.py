@@ -17,6 +17,7 @@ import torch
 from knee import LLM, SamplingParams
 from knee.devices import CudaDevice, Span, Want
 from knee.devices.base import UNKNOWN, FloatArray
+from knee.devices.cuda import runner
 from knee.engine.policies import make_policy
 from knee.errors import OutOfMemory
 from knee.models import build_program
@@ -199,8 +200,11 @@ def test_graphs_change_no_token_and_no_bit(runs: CudaDevice) -> None:
 
 
 @pytest.mark.parametrize("lengths", [[3, 200], [1, 240, 1, 1, 1, 1], [1] * 300, [240] * 5], ids=len)
-def test_steps_that_overlap_make_the_same_tokens_as_memory_grows(lengths: list[int]) -> None:
+def test_steps_that_overlap_make_the_same_tokens_as_memory_grows(
+    lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first step is small; later ones need more rows, tables and splits while one is in flight."""
+    monkeypatch.setattr(runner, "_FEWEST_ROWS", 64)
     expected, _ = generate(device("llama", "bfloat16"), lengths, 14)
     assert generate(device("llama", "bfloat16"), lengths, 14, ahead=1)[0] == expected
 

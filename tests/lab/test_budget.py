@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,6 +57,15 @@ def test_a_trial_is_no_shorter_than_its_start_and_its_arrivals():
     for cell in CELLS:
         assert estimate(cell, spread, PACE) > PACE.start + 59
         assert PACE.start < estimate(cell, ask(), PACE) < 10
+
+
+def test_a_rehearsal_takes_its_time_too():
+    rehearsing = replace(PACE, rehearses=True)
+    for cell in CELLS:
+        short, rate = ask(requests=8), ask("rate:1", requests=60)
+        added = estimate(cell, short, rehearsing) - estimate(cell, short, PACE)
+        assert added == pytest.approx(estimate(cell, short, replace(PACE, start=0.0)), rel=0.5)
+        assert 10 <= estimate(cell, rate, rehearsing) - estimate(cell, rate, PACE) < 12, "ten seconds of arrivals"
 
 
 def test_larger_batches_are_thought_to_be_quicker_and_no_batch_quicker_than_its_riders():

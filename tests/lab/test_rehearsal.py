@@ -10,8 +10,8 @@ import pytest
 from knee.devices.base import Span
 from knee.lab import baseline, inspect, kvcache
 from knee.lab.arrivals import Arrival
-from knee.lab.measure import REHEARSED, measure
-from knee.lab.plan import SweepSpec, make_cells
+from knee.lab.measure import measure, measure_alone
+from knee.lab.plan import REHEARSED, SweepSpec, make_cells, rehearsal
 from knee.lab.workload import Prompt, Workload
 from tests.fake_device import FakeDevice
 from tests.lab.fake_llm import STEP_S, FakeTime, Rows, make_llm
@@ -75,6 +75,16 @@ def test_a_trial(learning: Learning, policy: str, arrival: Arrival) -> None:
     assert late <= len(durations) // 20, "arrivals meet other steps than in the rehearsal, now and then"
     if arrival == Arrival():
         assert late == 0
+    assert found.solo is not None
+    assert (found.solo.ttft, found.solo.tpot) == pytest.approx((STEP_S, STEP_S))
+
+
+def test_a_request_alone(learning: Learning) -> None:
+    workload = Workload((PROMPT,), 3, 20)
+    [cell] = make_cells(["single"], [1], None)
+    solo = measure_alone(make_llm(learning), SweepSpec(workload, (cell,), repeats=1).job(0, 0), learning.time.clock)
+    assert solo is not None
+    assert (solo.ttft, solo.tpot) == pytest.approx((STEP_S, STEP_S))
 
 
 def test_of_a_long_trial_only_the_beginning_is_rehearsed(learning: Learning) -> None:
@@ -82,7 +92,24 @@ def test_of_a_long_trial_only_the_beginning_is_rehearsed(learning: Learning) -> 
     [cell] = make_cells(["continuous"], [4], None)
     measure(make_llm(learning), SweepSpec(workload, (cell,), repeats=1).job(0, 0), learning.time.clock)
     warm_up, alone = 4, 1
-    assert learning.requests == 11 * REHEARSED + warm_up + alone
+    assert learning.requests == 11 * REHEARSED + warm_up + 2 * alone
+
+
+@pytest.mark.parametrize(
+    ("requests", "size", "arrival", "rehearsed"),
+    [
+        (10, 4, Arrival(), 10),
+        (1000, 4, Arrival(), 64),
+        (1000, 256, Arrival(), 512),
+        (100, 4, Arrival("rate", 2.0), 21),
+        (100, 4, Arrival("rate", 0.01), 1),
+        (100, 4, Arrival("closed", users=5), 64),
+    ],
+    ids=str,
+)
+def test_so_much_of_a_trial_is_rehearsed(requests: int, size: int, arrival: Arrival, rehearsed: int) -> None:
+    workload = Workload((PROMPT,), requests, 7, arrival, new_tokens=(7,) * requests)
+    assert rehearsal(workload, size).requests == rehearsed
 
 
 def test_other_devices_need_no_rehearsal() -> None:

@@ -256,10 +256,10 @@ def _pace(llm: LLM, spec: SweepSpec) -> Pace:
     from knee.lab.plan import CellSpec
 
     solo = measure_alone(llm, replace(spec, cells=(CellSpec("single", 1),)).job(0, 0))
-    start = (llm.load_times.model_ms + llm.load_times.tokenizer_ms) / 1e3 + 0.6
+    start = llm.device.start_seconds + (llm.load_times.model_ms + llm.load_times.tokenizer_ms) / 1e3
     if solo is None:
         raise KneeError("the device failed on the first request: try it with knee generate")
-    return Pace(start, solo.ttft / solo.prompt_tokens, solo.tpot or solo.ttft)
+    return Pace(start, solo.ttft / solo.prompt_tokens, solo.tpot or solo.ttft, llm.device.learns_shapes)
 
 
 def _to_resume(setting: Setting) -> Run | None:

@@ -153,6 +153,7 @@ class Device(ABC):
     draws: ClassVar[bool] = False  # can draw a token by its probability, see `Span.draw`
     can_vary: ClassVar[bool] = False  # whether that may be switched off, for speed
     learns_shapes: ClassVar[bool] = False  # the first step of a shape takes longer than the next: it is compiled for it
+    start_seconds: ClassVar[float] = 0.6  # that a process takes beside loading a model, about: Python, libraries
     warnings: tuple[str, ...] = ()  # what did not go as intended since the device was made, a sentence each
 
     @abstractmethod

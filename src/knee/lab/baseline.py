@@ -1,8 +1,8 @@
 """Baseline: one request, and where its time goes: loading, tokenizing, prefill, decode loop.
 
 The first forward pass after loading pays for page faults, thread pools and caches that every later one finds ready,
-so it is a number of its own (cold) and never mixed with the warm ones. In order: the cold run, the warm prefills,
-then the run whose decode loop is reported.
+so it is a number of its own (cold) and never mixed with the warm ones. In order: the cold run, on a device that learns
+shapes a rehearsal, the warm prefills, then the run whose decode loop is reported.
 """
 
 from __future__ import annotations

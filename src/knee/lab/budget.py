@@ -16,7 +16,7 @@ from statistics import fmean
 
 from knee.errors import UserError
 from knee.lab.messages import MESSAGES, text
-from knee.lab.plan import CellSpec, SweepSpec
+from knee.lab.plan import CellSpec, SweepSpec, rehearsal
 from knee.lab.statistics import MIN_REPEATS
 from knee.lab.workload import Workload
 
@@ -90,24 +90,32 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What an estimate needs to know of a machine: seconds to start and load a process, and of a token, alone."""
+    """What an estimate needs to know of a machine: seconds to start and load a process, and of a token, alone.
+
+    `rehearses`: the device learns shapes, so that trials are rehearsed.
+    """
 
     start: float
     prefill: float
     decode: float
+    rehearses: bool = False
 
 
 def estimate(cell: CellSpec, workload: Workload, pace: Pace) -> float:
     """Seconds of one trial, roughly."""
-    size = cell.max_batch_size
-    prompts = workload.prompt_tokens
-    together = min(size, workload.requests)
-    warm_up = sum(prompts[:together]) * pace.prefill + 12 * pace.decode
-    work = sum(prompts) * pace.prefill + sum(map(workload.tokens, range(workload.requests))) * pace.decode / min(
-        together, _RIDERS
-    )
-    last = max(map(workload.tokens, range(workload.requests))) * pace.decode * 1.5
-    return pace.start + warm_up + max(work, workload.span + last) + (cell.max_wait_ms or 0.0) / 1e3
+    together = min(cell.max_batch_size, workload.requests)
+    warm_up = sum(workload.prompt_tokens[:together]) * pace.prefill + 12 * pace.decode
+    rehearsed = _run(cell, rehearsal(workload, cell.max_batch_size), pace) if pace.rehearses else 0.0
+    return pace.start + warm_up + rehearsed + _run(cell, workload, pace)
+
+
+def _run(cell: CellSpec, workload: Workload, pace: Pace) -> float:
+    """Of a workload, from its first request to its last token."""
+    riders = min(cell.max_batch_size, workload.requests, _RIDERS)
+    tokens = list(map(workload.tokens, range(workload.requests)))
+    work = sum(workload.prompt_tokens) * pace.prefill + sum(tokens) * pace.decode / riders
+    last = max(tokens) * pace.decode * 1.5
+    return max(work, workload.span + last) + (cell.max_wait_ms or 0.0) / 1e3
 
 
 def plan_within(

@@ -1,10 +1,10 @@
 """One trial on a loaded model, from the cold start to the last token, with what the machine was like meanwhile.
 
-First a warm-up at the batch size that will be measured, whose steps are kept; then the workload's typical request
-alone on the idle engine, which is what limits for latencies are scaled to; on a device that prepares itself for every
-shape of step anew, a rehearsal; then the trial itself. Around it a pulse,
-a fixed piece of arithmetic whose time tells a machine that was slowed down (heat, a limit on power, a neighbour).
-Plain data comes out, so that the same code runs in this process and in a fresh one.
+First a warm-up at the batch size that will be measured, whose steps are kept; on a device that prepares itself for
+every shape of step, a rehearsal; then the workload's typical request alone on the idle engine, which is what limits for
+latencies are scaled to; then the trial itself. Around it a pulse, a fixed piece of arithmetic whose time tells a
+machine that was slowed down (heat, a limit on power, a neighbour). Plain data comes out, so that the same code runs in
+this process and in a fresh one.
 """
 
 from __future__ import annotations
@@ -24,15 +24,12 @@ from knee.errors import KneeError
 from knee.lab.arrivals import Arrival
 from knee.lab.gpu import GpuMonitor, GpuSeen
 from knee.lab.load import Load
-from knee.lab.plan import Job
+from knee.lab.plan import Job, rehearsal
 from knee.lab.trial import REAL_TIME, Clock, Trial, run_trial
 from knee.llm import LLM
 
 WARM_TOKENS = 4
 SOLO_TOKENS = 8
-REHEARSED = 64
-"""Requests of a trial that are rehearsed, or two batches if that is more."""
-
 _PULSE_SIZE, _PULSE_SUMS, _PULSES = 4096, 4000, 4
 _TRACED = 15
 _COLD_BYTES = 32 * 2**20
@@ -85,11 +82,10 @@ def measure(llm: LLM, job: Job, clock: Clock = REAL_TIME, ended: Callable[[], No
     engine = _engine(llm, job, clock)
     found = Measured(Trial(job.number, job.repeat))
     found.warm_up = _warm_up(engine, job, clock)
-    found.solo = _alone(engine, job, clock)
-    engine.policy = job.cell.make(job.token_budget)
     if llm.device.learns_shapes:
         _rehearse(engine, job, clock)
-        engine.policy = job.cell.make(job.token_budget)
+    found.solo = _alone(engine, job, clock)
+    engine.policy = job.cell.make(job.token_budget)
     gpu = GpuMonitor(llm.device.name)
     before, load, gap = pulse(), Load(), time.time() - time.monotonic()
     gpu.start()
@@ -116,6 +112,8 @@ def measure_alone(llm: LLM, job: Job, clock: Clock = REAL_TIME) -> SoloTimes | N
     """The workload's typical request alone on a warm engine; None if it failed."""
     engine = _engine(llm, job, clock)
     _warm_up(engine, job, clock)
+    if llm.device.learns_shapes:
+        _alone(engine, job, clock)
     return _alone(engine, job, clock)
 
 
@@ -166,9 +164,11 @@ def _alone(engine: Engine, job: Job, clock: Clock) -> SoloTimes | None:
 
 
 def _rehearse(engine: Engine, job: Job, clock: Clock) -> None:
-    """The beginning of the trial, so that in the trial few shapes of steps are new to the device."""
-    requests = min(job.workload.requests, max(REHEARSED, 2 * job.cell.max_batch_size))
-    run_trial(engine, replace(job.workload, requests=requests), job.params, Trial(), clock.sleep)
+    """The request alone, and the beginning of the trial, so that few shapes of steps are new to the device after it."""
+    _alone(engine, job, clock)
+    engine.policy = job.cell.make(job.token_budget)
+    workload = rehearsal(job.workload, job.cell.max_batch_size)
+    run_trial(engine, workload, job.params, Trial(), clock.sleep)
 
 
 def pulse() -> float:

@@ -8,8 +8,9 @@ all cells alike, and cells can be compared within a round.
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from knee.engine.policies import Policy, make_policy
 from knee.engine.types import SamplingParams
@@ -19,6 +20,10 @@ from knee.lab.workload import Workload
 DEFAULT_BLOCK_SIZE = 16
 DEFAULT_TOKEN_BUDGET = 512
 DEFAULT_REPEATS = 5
+REHEARSED = 64
+"""Requests of a trial that are rehearsed on a device that learns shapes, or two batches if that is more."""
+REHEARSED_S = 10.0
+"""And no request that is due later than this, in seconds from the first one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,3 +132,11 @@ class Job:
     block_size: int
     token_budget: int
     overlap: bool = True
+
+
+def rehearsal(workload: Workload, max_batch_size: int) -> Workload:
+    """The beginning of a trial, in which most shapes of its steps occur."""
+    requests = min(workload.requests, max(REHEARSED, 2 * max_batch_size))
+    if workload.times is not None:
+        requests = min(requests, bisect_right(workload.times, workload.times[0] + REHEARSED_S))
+    return replace(workload, requests=requests)

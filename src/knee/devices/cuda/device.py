@@ -6,6 +6,7 @@ the host can prepare the next one while the GPU works on this one.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -16,7 +17,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from knee.devices.base import Device, Span, SpanOutput, StepOutput, Want, WeightPlan, Weights, not_finite
-from knee.devices.cuda.batch import outputs_of
+from knee.devices.cuda.batch import coarse, outputs_of
 from knee.devices.cuda.dtypes import DTYPES, plan_dtype
 from knee.errors import KneeError, NumericsError, OutOfMemory, UserError
 from knee.program import Program
@@ -46,6 +47,7 @@ class CudaDevice(Device):
     can_vary = True
     draws = True
     learns_shapes = True
+    start_seconds = 4.0  # torch, the GPU's context, the first kernels
     block_size_default = 64
     token_budget_default = 8192
 
@@ -71,7 +73,8 @@ class CudaDevice(Device):
             self._runner = Runner.make(program, weights, plan.dtype, where, interpret)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(f"the GPU has no room for the weights ({plan.bytes / 2**30:.2f} GiB)") from error
-        self._steps = Steps(self._runner, graphs=not interpret)
+        self._runner.graphs = not interpret
+        self._steps = Steps(self._runner)
         if not interpret:
             torch.cuda.synchronize()  # steps run in a stream of their own, and the weights were written in another
         self._uncached: Steps | None = None
@@ -112,12 +115,11 @@ class CudaDevice(Device):
     @property
     def graphs(self) -> bool:
         """Whether steps are replayed as CUDA graphs; may be switched."""
-        return self._steps.graphs
+        return self._runner.graphs
 
     @graphs.setter
     def graphs(self, on: bool) -> None:
-        self._steps.graphs = on
-        self._end_uncached()
+        self._runner.graphs = on
 
     @property
     def batch_invariant(self) -> bool:
@@ -233,18 +235,26 @@ class CudaDevice(Device):
             )
         size = self.block_size_default
         needed = sum(-(-len(span.tokens) // size) for span in batch)
+        self._steps.settle()  # the runner's memory is the same
         steps = self._uncached
         if steps is None or steps.pool is None or steps.pool.keys.shape[1] < needed:
             self._end_uncached()
-            self._uncached = steps = Steps(self._runner, self._steps.graphs, self._steps.warnings)
-            steps.use(self._make_pool(1 << (needed - 1).bit_length(), size))
+            self._uncached = steps = Steps(self._runner, self._steps.warnings)
+            steps.use(self._make_uncached_pool(coarse(needed)))
         spans, first = [], 0
         for span in batch:
             blocks = -(-len(span.tokens) // size)
             spans.append(replace(span, block_table=range(first, first + blocks)))
             first += blocks
-        self._steps.settle()  # the runner's memory is the same
         return steps.start(spans)
+
+    def _make_uncached_pool(self, blocks: int) -> Any:
+        """For a step's usual budget at once, if there is room: with a larger pool all graphs are made anew."""
+        usual = self.token_budget_default // self.block_size_default
+        if blocks < usual:
+            with contextlib.suppress(OutOfMemory):
+                return self._make_pool(usual, self.block_size_default)
+        return self._make_pool(blocks, self.block_size_default)
 
     def _end_uncached(self) -> None:
         if self._uncached is not None:

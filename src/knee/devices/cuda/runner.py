@@ -41,6 +41,8 @@ from knee.program import Attention, Embed, Gate, Norm, Op, Program, Rope, Select
 _TRITON_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 _NARROWEST_LOGITS = 16  # columns of a tile of the last matrix
+_FEWEST_ROWS = 1024  # that there is room for: where the room grows, graphs are void
+_EARLY_WARPS = 8  # for which a multiprocessor has registers, where they hold a split of the cache
 
 Launch = Callable[["Step"], None]
 
@@ -100,6 +102,7 @@ class _Scratch:
     logits: Tensor
     products: Tensor | None = None  # of a library
     partial: list[Tensor] = field(default_factory=list)  # of splits: results, (largest, total), how many are done
+    outgrown: list[Tensor] = field(default_factory=list)  # graphs may still use them
 
 
 @dataclass
@@ -110,6 +113,7 @@ class Runner:
     store: Store
     interpret: bool  # by Triton's interpreter on the CPU, as the tests do
     pdl: bool = False
+    graphs: bool = True  # steps are captured and replayed
     batch_invariant: bool = True  # no product goes to a library, whose order of summation depends on the rows
     widths: dict[str, int] = field(default_factory=dict)
     stream: set[str] = field(default_factory=set)  # buffers of the residual stream: float32, with statistics
@@ -164,21 +168,28 @@ class Runner:
         return Pool(keys, values, block_size)
 
     def reserve(self, dims: Dims) -> None:
-        """Make room for a step of this shape. Where addresses change, `generation` does: captured graphs are void."""
+        """Make room for a step of this shape. Where `generation` changes, captured graphs are void.
+
+        What only the kernels of one step hand on to each other may also lie elsewhere: a graph goes on with the old
+        place, which stays.
+        """
         scratch, needed = self.scratch, self._needed(dims)
         if scratch is not None and all(has >= wanted for has, wanted in zip(self._room(), needed, strict=True)):
             return
-        self.generation += 1  # first: what fails half way has changed addresses, too
         rows, best, logits, kept = needed
         if scratch is None or rows > scratch.capacity:
+            self.generation += 1  # first: what fails half way has changed addresses, too
             self.scratch = scratch = self._make_scratch(rows)
         if scratch.best.numel() < best:
+            scratch.outgrown += [scratch.best, scratch.best_at]
             scratch.best = torch.empty(best, device=self.device)
             scratch.best_at = torch.empty(best, dtype=torch.int32, device=self.device)
         if len(scratch.logits) < logits:
+            self.generation += 1  # the host reads them
             scratch.logits = torch.empty((logits, self.program.vocab_size), device=self.device)
         if not scratch.partial or len(scratch.partial[0]) < kept:
             shape = (kept, self.group_padded, self.dim)
+            scratch.outgrown += scratch.partial
             scratch.partial = [
                 torch.empty(shape, device=self.device),
                 torch.empty((*shape[:2], 2), device=self.device),
@@ -190,7 +201,7 @@ class Runner:
         outputs = coarse(max(1, dims.outputs))
         splits = coarse(dims.items) * self.program.kv_heads * dims.splits if dims.splits > 1 else 1
         return (
-            max(64, coarse(max(dims.rows, dims.outputs))),
+            max(_FEWEST_ROWS, coarse(max(dims.rows, dims.outputs))),
             outputs * -(-self.program.vocab_size // _NARROWEST_LOGITS),
             outputs if dims.logits or dims.drawn else 0,
             splits,
@@ -223,8 +234,12 @@ class Runner:
     def reads_early(self, dims: Dims) -> bool:
         """Whether the attention of one new token a request reads the cache early: if all programs run at a time."""
         programs = dims.items * self.program.kv_heads * dims.splits
-        fitting = self.multiprocessors * (8 // self.early_warps)  # by registers
-        return programs <= fitting and self.dtype.itemsize == 2
+        fitting = self.multiprocessors * (_EARLY_WARPS // self.early_warps)
+        return self.pdl and programs <= fitting and self.dtype.itemsize == 2
+
+    def asks_library(self, dims: Dims) -> bool:
+        """Whether a product of such a step may go to a library."""
+        return not self.batch_invariant and dims.rows > LIBRARY_ROWS
 
     @cached_property
     def early_warps(self) -> int:

@@ -18,7 +18,7 @@ from knee.devices.cuda.runner import Pool, Runner, Step
 _LARGEST_GRAPH = 8192  # rows; beyond, launching costs nothing beside the step
 _AHEAD = 2  # steps whose integers and results are in use at a time
 _WIDTH = 16  # blocks of a block table, at least
-_MOST_GRAPHS = 512  # that are kept; the one longest unused goes
+_MOST_GRAPHS = 256  # that are kept; the one longest unused goes
 
 
 @dataclass(slots=True)
@@ -62,7 +62,6 @@ class Steps:
     """Starts steps on a runner, in a stream of its own, at most `_AHEAD` of them at a time."""
 
     runner: Runner
-    graphs: bool = True
     warnings: list[str] = field(default_factory=list)
     pool: Pool | None = None
     _stream: Any = None
@@ -135,7 +134,7 @@ class Steps:
 
     def _run(self, dims: Dims, fields: Fields) -> None:
         """Replay the shape's graph, or launch kernel by kernel."""
-        graph = self._captured.pop(dims, None) if self.graphs else None
+        graph = self._captured.pop(dims, None) if self.runner.graphs else None
         if graph is not None:
             self._captured[dims] = graph
             graph.replay()
@@ -149,7 +148,7 @@ class Steps:
         """
         if dims in self._captured:
             return
-        if not self.graphs or self.runner.interpret or dims.rows > _LARGEST_GRAPH:
+        if not self.runner.graphs or self.runner.interpret or dims.rows > _LARGEST_GRAPH:
             self._compile([dims])
             return
         shapes = [dims]
@@ -159,19 +158,20 @@ class Steps:
         self._compile(missing)
         for shape in missing:
             self._capture(shape)
-            if not self.graphs:
+            if not self.runner.graphs:
                 break
 
     def _compile(self, shapes: Sequence[Dims]) -> None:
-        new = {self.runner.kernels_of(shape): self._step(shape, self._fields_of(shape)) for shape in shapes}
-        missing = [step for step in new.values() if not self.runner.ready_for(step)]
+        assert self.pool is not None
+        new = {self.runner.kernels_of(shape): shape for shape in shapes}
+        missing = [shape for kernels, shape in new.items() if not self.pool.ready.get(kernels)]
         if missing:
-            self.runner.compile(missing)
+            self.runner.compile([self._step(shape, self._fields_of(shape)) for shape in missing])
 
     def _fields_of(self, dims: Dims) -> Fields:
         return self._fields.get(dims) or self._fields.setdefault(dims, Fields(dims))
 
-    def _rehearse(self, step: Step) -> None:
+    def _run_empty(self, step: Step) -> None:
         """Run it with nobody in it: what a library prepares at its first call cannot be captured."""
         kept = self.runner.tokens.clone()  # the step to come may want what the one before has made
         for name, values in step.ints.items():
@@ -181,8 +181,8 @@ class Steps:
 
     def _capture(self, dims: Dims) -> None:
         step = self._step(dims, self._fields_of(dims))
-        if not self.runner.batch_invariant:
-            self._rehearse(step)
+        if self.runner.asks_library(dims):
+            self._run_empty(step)
         if len(self._captured) >= _MOST_GRAPHS:
             del self._captured[next(iter(self._captured))]
         graph = torch.cuda.CUDAGraph()
@@ -193,7 +193,7 @@ class Steps:
             finally:
                 graph.capture_end()
         except RuntimeError as error:
-            self.graphs = False
+            self.runner.graphs = False
             self.warnings.append(
                 f"a step of {dims.rows} rows could not be captured as a CUDA graph ({str(error).splitlines()[0]}): "
                 "steps run launch by launch from here on, which is slower"

@@ -12,7 +12,7 @@ CHUNK = 64
 """Inputs in a chunk of a sum."""
 
 _MOST_WASTE = 1.15  # padding of the inputs that more parts may cost
-_MOST_AHEAD = 6  # rounds of weights that registers hold
+_MOST_AHEAD = 6  # rounds of a sum that are all read ahead; of a longer one as many as its tiles say
 
 
 TILE = 64

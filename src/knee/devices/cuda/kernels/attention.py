@@ -77,8 +77,7 @@ def attend_one(
     """One new token of a request: the query heads of one key head over one split of the context.
 
     `decode_rows` says which row of the step the token is, `contexts` how many tokens it sees; 0: nobody is here. EARLY
-    reads all keys and values of the split but the new token's before the kernel ahead has ended (PDL): the fastest
-    where programs are few, since it takes so many registers that few run at a time.
+    reads all of the split but the new token's before the kernel ahead has ended (PDL), and takes many registers.
     """
     item, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     context = tl.load(contexts + item)  # the step's integers were there before its first kernel
@@ -98,7 +97,7 @@ def attend_one(
         v = tl.load(values + at[:, None] + dims[None, :], mask=old[:, None] & dim_ok[None, :], other=0.0)
         tile_keys = tile_keys + (k,)
         tile_values = tile_values + (v,)
-    block = tl.load(table + tl.maximum(last, 0) // block_size).to(tl.int64)
+    new_block = tl.load(table + tl.maximum(last, 0) // block_size).to(tl.int64)  # EARLY
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -112,7 +111,7 @@ def attend_one(
         total = tl.zeros((GROUP_PADDED, 16), tl.float32)
         acc = tl.zeros((GROUP_PADDED, DIM), tl.float32)
         if EARLY:
-            new_at = ((block * kv_heads + kv_head) * block_size + last % block_size) * head_dim + dims
+            new_at = ((new_block * kv_heads + kv_head) * block_size + last % block_size) * head_dim + dims
             new_key = tl.load(keys + new_at, mask=dim_ok, other=0.0)
             new_value = tl.load(values + new_at, mask=dim_ok, other=0.0)
             for i in tl.static_range(SPLIT // TILE):
@@ -140,18 +139,28 @@ def attend_one(
             tl.store(out_at, (acc / sums[:, None]).to(out.dtype.element_ty), mask=there)
         else:
             base = (item * kv_heads + kv_head) * splits
-            kept = (base + split).to(tl.int64) * GROUP_PADDED + group
-            tl.store(partial_stats + kept * 2, largest, mask=group < GROUP)
-            tl.store(partial_stats + kept * 2 + 1, tl.max(total, axis=1), mask=group < GROUP)
-            tl.store(partial + kept[:, None] * DIM + dims[None, :], acc, mask=there)
-            tl.debug_barrier()  # all of this program's stores come before its mark
+            leave_split(
+                largest, total, acc, partial, partial_stats, base + split, group, dims, there, GROUP, GROUP_PADDED, DIM
+            )
             counter = counters + item * kv_heads + kv_head
-            done = tl.atomic_add(counter, 1, sem="acq_rel")
-            if done == needed - 1:
+            if tl.atomic_add(counter, 1, sem="acq_rel") == needed - 1:
                 tl.store(counter, 0)
                 AT_ONCE: tl.constexpr = 4 if EARLY else 1
                 acc = all_splits(partial, partial_stats, base, needed, group, dims, GROUP, GROUP_PADDED, DIM, AT_ONCE)
                 tl.store(out_at, acc.to(out.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def leave_split(
+    largest, total, acc, partial, partial_stats, place, group, dims, there,
+    GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
+    """Put a split's result where the last one of its context finds it; all of it is there when this is over."""
+    kept = place.to(tl.int64) * GROUP_PADDED + group
+    tl.store(partial_stats + kept * 2, largest, mask=group < GROUP)
+    tl.store(partial_stats + kept * 2 + 1, tl.max(total, axis=1), mask=group < GROUP)
+    tl.store(partial + kept[:, None] * DIM + dims[None, :], acc, mask=there)
+    tl.debug_barrier()
 
 
 @triton.jit
