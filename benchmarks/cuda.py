@@ -245,7 +245,7 @@ def make_table(rows: Sequence[Row]) -> Table:
     """One model in one type."""
     columns = ["batch", "tokens/s", "range", "ms/step", "range", "on device", "limit ms", "bound", "of limit"]
     beside = any(row.vllm for row in rows)
-    title = f"{rows[0].model} {rows[0].dtype}, repeats: {len(rows[0].samples)}"
+    title = f"{rows[0].model}, {rows[0].dtype}, repeats: {len(rows[0].samples)}"
     table = Table(*columns, *(["vLLM*", "ratio"] if beside else []), title=title)
     for row in rows:
         tokens = [sample.tokens_per_s for sample in row.samples]
@@ -687,6 +687,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     to = Report(options)
     with tempfile.TemporaryDirectory() as folder:
         paths = model_paths(options, Path(folder))
+        if options.tiny:
+            to.tell("tiny models and little work: this shows that all of it runs, and no speed")
         first, *others = [Model(name, path, dtype) for name, path in paths.items() for dtype in options.dtypes]
         if "start" in options.only:
             with to.part("start"):
@@ -699,7 +701,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for model in others if "table" in options.only else []:
                 gc.collect()  # the memory of the one before
                 run_sections(model, ["table"], limits[model.dtype], to)
-    to.tell(f"* {VLLM_IS}; not part of this run")
+    if any(found["vllm"] for found in [*to.document.get("table", []), to.document.get("mixed", {"vllm": None})]):
+        to.tell(f"* {VLLM_IS}; not part of this run")
     to.keep("failed", to.failed)
     return int(bool(to.failed))
 
@@ -749,31 +752,36 @@ TINY = {
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options; `--tiny` changes what others are by default."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cuda",
+        description=__doc__.split("\n")[0] + " About two minutes on an H100.",
+        epilog="Runs from a checkout, with the extra cuda. What the sections are stands at the top of the file.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     add = parser.add_argument
-    add("--device", default="cuda")
+    add("--device", default="cuda", help="what to measure")
     add("--model", help="a real model instead of the random ones")
     add("--models", type=words(list(MODELS)), default=list(MODELS), metavar="NAME,…", help=", ".join(MODELS))
-    add("--dtypes", type=lambda text: text.split(","), default=["bfloat16"], metavar="TYPE,…")
+    add("--dtypes", type=lambda text: text.split(","), default=["bfloat16"], metavar="TYPE,…", help="of weights")
     add("--only", type=words(SECTIONS), default=list(SECTIONS), metavar="SECTION,…", help=", ".join(SECTIONS))
     add("--profile", action="store_true", help="the same as --only profile")
     add("--tiny", action="store_true", help="tiny models and little work: whether all of this runs")
-    add("--batch-sizes", type=integers, default=[1, 16, 64, 256], metavar="B,…")
-    add("--new-tokens", type=int, default=128)
-    add("--repeats", type=int, default=3)
+    add("--batch-sizes", type=integers, default=[1, 16, 64, 256], metavar="B,…", help="of the table")
+    add("--new-tokens", type=int, default=128, help="of each request, in the table and the switches")
+    add("--repeats", type=int, default=3, help="of the table and the switches, after one to warm up")
     add("--token-budget", type=int, default=8192, help="tokens of a step")
-    add("--mixed-requests", type=int, default=256)
-    add("--mixed-lengths", type=length_range, default=(100, 1024), metavar="LOW,HIGH")
-    add("--switch-batch-sizes", type=integers, default=[1, 16, 256], metavar="B,…")
-    add("--profile-batch-sizes", type=integers, default=[1, 16, 256], metavar="B,…")
-    add("--profile-steps", type=int, default=20)
-    add("--start-runs", type=int, default=2, help="with compiled kernels there")
-    add("--sweep-batch-sizes", type=integers, default=[1, 4, 16, 64, 256], metavar="B,…")
-    add("--sweep-requests", type=int, default=256)
+    add("--mixed-requests", type=int, default=256, help="of the mixed workload, all at once")
+    add("--mixed-lengths", type=length_range, default=(100, 1024), metavar="LOW,HIGH", help="of prompts and outputs")
+    add("--switch-batch-sizes", type=integers, default=[1, 16, 256], metavar="B,…", help="of the switches")
+    add("--profile-batch-sizes", type=integers, default=[1, 16, 256], metavar="B,…", help="of the profile")
+    add("--profile-steps", type=int, default=20, help="decode steps that are profiled")
+    add("--start-runs", type=int, default=2, help="starts with a filled cache of kernels, after one with an empty one")
+    add("--sweep-batch-sizes", type=integers, default=[1, 4, 16, 64, 256], metavar="B,…", help="of the sweep")
+    add("--sweep-requests", type=int, default=256, help="of a trial of the sweep, all at once")
     add("--sweep-cpu-requests", type=int, default=256, help="on the processor; no larger batches there")
-    add("--sweep-tokens", type=int, default=16)
-    add("--sweep-budget", type=float, default=60.0, metavar="S", help="of each device: no setting begins later")
-    add("--json", type=Path, metavar="FILE")
+    add("--sweep-tokens", type=int, default=16, help="new tokens of each request of the sweep")
+    add("--sweep-budget", type=float, default=60.0, metavar="S", help="no setting of a device begins after so long")
+    add("--json", type=Path, metavar="FILE", help="where all numbers go")
     if parser.parse_args(arguments).tiny:
         parser.set_defaults(**TINY)
     options = parser.parse_args(arguments)
