@@ -283,6 +283,8 @@ def test_threads_come_back_after_a_fork() -> None:
 
 
 _ENDLESS = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background was born deaf to it
 from tests.devices.test_cpu import ISAS, TOKENS, Span, Want, device
 runner = device("llama", "float32", ISAS[0], threads=3)
 try:
@@ -295,9 +297,12 @@ except KeyboardInterrupt:
 
 
 def test_ctrl_c_stops_between_two_steps_and_harms_nothing() -> None:
-    process = subprocess.Popen([sys.executable, "-c", _ENDLESS], stdout=subprocess.PIPE, text=True)
-    assert process.stdout
-    assert process.stdout.readline() == "running\n"
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=30)[0] == "stopped 1\n"
-    assert process.returncode == 0
+    with subprocess.Popen([sys.executable, "-c", _ENDLESS], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == "running\n"
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=30)[0] == "stopped 1\n"
+            assert process.returncode == 0
+        finally:
+            process.kill()

@@ -292,8 +292,9 @@ def greedy(runs: CudaDevice, blocks: list[list[int]], joiners: list[Span], overl
 
 
 @pytest.mark.parametrize("kind", ["a long prompt", "many requests"])
-def test_steps_that_overlap_make_the_same_tokens(kind: str) -> None:
+def test_steps_that_overlap_make_the_same_tokens(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is allocated grows in the third step, while the second is in flight, whose tokens the third one needs."""
+    monkeypatch.setattr(runner, "_FEWEST_ROWS", 64)
     blocks, found = [[2], [0], [1]], []
     for overlapped in (False, True):
         runs = device("long")

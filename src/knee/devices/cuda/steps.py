@@ -148,7 +148,7 @@ class Steps:
         """
         if dims in self._captured:
             return
-        if not self.runner.graphs or self.runner.interpret or dims.rows > _LARGEST_GRAPH:
+        if not self.runner.graphs or dims.rows > _LARGEST_GRAPH:
             self._compile([dims])
             return
         shapes = [dims]
