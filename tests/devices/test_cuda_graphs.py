@@ -81,15 +81,14 @@ class Graphs:
         inner.scratch, inner.tokens = now, tokens
 
 
-def generated(runs: CudaDevice) -> tuple[list[list[int]], list[FloatArray]]:
-    """Tokens of four requests and some logits. Requests join, one passes the end of a split, and all want logits."""
-    runs.allocate_kv(40, 16)
+def generated(runs: CudaDevice, logits_at: tuple[int, ...]) -> tuple[list[list[int]], list[FloatArray]]:
+    """Tokens of four requests, and logits of some steps. Requests join, one passes the end of a split."""
     prompts = [(TOKENS * 5)[:253], TOKENS[:3], TOKENS[3:40], TOKENS[40:41]]
     joins, made, started = [0, 0, 2, 4], [[] for _ in prompts], [0] * len(prompts)  # type: ignore[var-annotated]
     tables, logits = [list(range(20)), [20, 21], [22, 23, 24, 25], [26, 27]], []
     for step in range(8):
         batch, whose = [], [request for request in range(4) if joins[request] <= step]
-        want = Want.LOGITS if step in (3, 6) else Want.TOKEN
+        want = Want.LOGITS if step in logits_at else Want.TOKEN
         for request in whose:
             new = [*prompts[request], *made[request]][started[request] :]
             batch.append(Span(new, started[request], tables[request], want))
@@ -101,14 +100,19 @@ def generated(runs: CudaDevice) -> tuple[list[list[int]], list[FloatArray]]:
     return made, logits
 
 
-@pytest.mark.parametrize("fewest_rows", [1024, 64])
-def test_graphs_change_no_token_as_memory_grows(fewest_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("fewest_rows", "logits_at"), [(64, (3, 6)), (1024, (3, 6)), (1024, ())])
+def test_graphs_change_no_token_as_memory_grows(
+    fewest_rows: int, logits_at: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(runner, "_FEWEST_ROWS", fewest_rows)
-    expected, logits = generated(device("long"))
     runs = device("long")
+    runs.allocate_kv(40, 16)
+    expected, logits = generated(runs, logits_at)
+    runs = device("long")
+    runs.allocate_kv(40, 16)
     graphs = Graphs(runs, monkeypatch)
-    for _ in range(2):
-        tokens, found = generated(runs)
+    for _ in range(2):  # the second time with graphs from before all growth, where they are still good
+        tokens, found = generated(runs, logits_at)
         assert tokens == expected
         for one, other in zip(found, logits, strict=True):
             assert np.array_equal(one, other)
