@@ -14,6 +14,7 @@ import pytest
 from knee.cli import main
 from knee.devices import DEVICES
 from knee.errors import KneeError, UserError
+from knee.lab.runs import lacks_trials, read_run
 from tests.lab.pausing import IN_THE_TRIAL, gone, pausing, wait_for
 
 SLOW = ("numpy", "rich", "pydantic", "tokenizers", "torch", "huggingface_hub", "jinja2", "gguf")
@@ -185,9 +186,12 @@ def test_a_killed_sweep_is_resumed_and_ends_with_the_same_cells(model: Path, tmp
     assert other.returncode == 2
     assert "was begun otherwise (seed" in err
 
-    resumed = sweep(model, tmp_path, *cells, "--resume", folder.name)
-    out, err = resumed.communicate()
-    assert resumed.returncode == 0, err
+    for _ in range(5):  # on a busy machine both measurements of a trial can be void
+        resumed = sweep(model, tmp_path, *cells, "--resume", folder.name)
+        out, err = resumed.communicate()
+        assert resumed.returncode == 0, err
+        if not lacks_trials(read_run(folder)):
+            break
     record = json.loads(out)
     assert (record["status"], record["path"]) == ("done", str(folder))
     assert [cell["cell"] for cell in record["metrics"]["cells"]] == [0, 1]
