@@ -209,6 +209,34 @@ def test_steps_that_overlap_make_the_same_tokens_as_memory_grows(
     assert generate(device("llama", "bfloat16"), lengths, 14, ahead=1)[0] == expected
 
 
+class _Counted(torch.cuda.CUDAGraph):
+    captures = 0
+
+    def capture_begin(self, *arguments: Any, **options: Any) -> None:
+        _Counted.captures += 1
+        super().capture_begin(*arguments, **options)
+
+
+def test_what_was_rehearsed_is_not_captured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables, splits and rows grow on the way, with graphs from before that go on where they were captured."""
+    monkeypatch.setattr(runner, "_FEWEST_ROWS", 64)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", _Counted)
+    runs = device("llama", "bfloat16")
+    runs.allocate_kv(80, 16)
+    results = []
+    for _ in range(2):
+        _Counted.captures, made = 0, []
+        for start, end in [(0, 5), *((i, i + 1) for i in range(5, 300)), (300, LENGTH)]:
+            span = Span(TOKENS[start:end], start, range(-(-end // 16)), Want.TOKEN)
+            other = Span(TOKENS[start : start + 1], start, range(40, 40 + start // 16 + 1), Want.TOKEN)
+            made += [output.token for output in runs.execute([span, other] if start % 50 == 20 else [span])]
+        results.append((made, _Counted.captures))
+    (made, captures), again = results
+    assert captures > 5
+    assert again == (made, 0)
+    assert runs.warnings == ()
+
+
 class _NoGraph:
     def capture_begin(self, **_: Any) -> None:
         raise RuntimeError("no graph today\nsecond line")

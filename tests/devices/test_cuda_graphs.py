@@ -17,9 +17,10 @@ pytest.importorskip("triton", reason="the kernels need Triton and torch (pip ins
 import torch
 
 from knee.devices import CudaDevice, Span, Want
-from knee.devices.base import FloatArray
+from knee.devices.base import UNKNOWN, FloatArray
 from knee.devices.cuda import runner, steps
 from knee.devices.cuda.tiling import Tiling
+from knee.errors import OutOfMemory
 from tests.devices.interpreter import INTERPRET
 from tests.devices.test_cuda import TOKENS, device
 
@@ -38,7 +39,7 @@ class Graphs:
     """Stands for torch.cuda.CUDAGraph, for the steps of one device."""
 
     def __init__(self, runs: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.runner, self.captured, self.replayed = runs._runner, 0, 0
+        self.runs, self.runner, self.captured, self.replayed = runs, runs._runner, 0, 0
         self.recording: list[Any] = []
         launch, graphs = self.runner.run, self
 
@@ -59,66 +60,104 @@ class Graphs:
                 launch(step)
                 return
             [graph] = graphs.recording
-            graph.step, graph.tokens = step, graphs.runner.tokens
             assert graphs.runner.scratch is not None
-            graph.scratch = replace(graphs.runner.scratch)
+            graph.step, graph.tokens, graph.scratch = step, graphs.runner.tokens, replace(graphs.runner.scratch)
 
         monkeypatch.setattr(self.runner, "run", run)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
         runs.graphs = True
 
     def replay(self, graph: Any, launch: Any) -> None:
-        """With what the graph works in, all of which must still be somebody's."""
-        inner = self.runner
-        now = inner.scratch
-        assert now is not None
-        held = [*now.buffers.values(), now.best, now.best_at, now.logits, now.stats, *now.partial, *now.outgrown]
-        old = graph.scratch
-        for used in (*old.buffers.values(), old.best, old.best_at, old.logits, old.stats, *old.partial):
-            assert any(used is one for one in held), "memory that may have been given to somebody else"
-        tokens, inner.scratch, inner.tokens = inner.tokens, old, graph.tokens
+        """With what the graph works in, all of which must still be held for it."""
+        inner, old = self.runner, graph.scratch
+        [work] = [work for steps in self.steps() for work in steps._captured.values() if work.graph is graph]
+        held, used = ([one.tokens, *tensors(one.scratch)] for one in (work, graph))
+        assert all(one is other for one, other in zip(held, used, strict=True)), "memory that somebody else may have"
+        assert graph.step.tables is work.room.tables
+        assert graph.step.ints["tokens"].data_ptr() == work.room.ints.data_ptr()
+        now, tokens, inner.scratch, inner.tokens = inner.scratch, inner.tokens, old, graph.tokens
         launch(graph.step)
         inner.scratch, inner.tokens = now, tokens
 
+    def steps(self) -> list[steps.Steps]:
+        """Of the device: with a KV cache, and without."""
+        return [one for one in (self.runs._steps, self.runs._uncached) if one is not None]
+
+
+def tensors(scratch: runner.Scratch) -> list[torch.Tensor]:
+    """All of its memory."""
+    vectors = (scratch.stats, scratch.slots, scratch.best, scratch.best_at, scratch.scaled, scratch.normed)
+    return [*scratch.buffers.values(), *vectors, scratch.logits, *scratch.partial]
+
 
 def generated(runs: CudaDevice, logits_at: tuple[int, ...]) -> tuple[list[list[int]], list[FloatArray]]:
-    """Tokens of four requests, and logits of some steps. Requests join, one passes the end of a split."""
+    """Tokens of four requests, and logits of some steps. Requests join, one passes the end of a split.
+
+    A token that the step before has chosen is not told but taken where that step has left it.
+    """
     prompts = [(TOKENS * 5)[:253], TOKENS[:3], TOKENS[3:40], TOKENS[40:41]]
     joins, made, started = [0, 0, 2, 4], [[] for _ in prompts], [0] * len(prompts)  # type: ignore[var-annotated]
     tables, logits = [list(range(20)), [20, 21], [22, 23, 24, 25], [26, 27]], []
+    chosen: list[int] = []  # by the device, in the step before
     for step in range(8):
         batch, whose = [], [request for request in range(4) if joins[request] <= step]
         want = Want.LOGITS if step in logits_at else Want.TOKEN
         for request in whose:
             new = [*prompts[request], *made[request]][started[request] :]
-            batch.append(Span(new, started[request], tables[request], want))
+            source = chosen.index(request) if request in chosen else None
+            batch.append(Span(new if source is None else [UNKNOWN], started[request], tables[request], want, source))
             started[request] += len(new)
         for request, output in zip(whose, runs.execute(batch), strict=True):
             if output.logits is not None:
                 logits.append(output.logits)
             made[request].append(int(output.logits.argmax()) if output.token is None else output.token)
+        chosen = whose if want is Want.TOKEN else []
     return made, logits
 
 
-@pytest.mark.parametrize(("fewest_rows", "logits_at"), [(64, (3, 6)), (1024, (3, 6)), (1024, ())])
-def test_graphs_change_no_token_as_memory_grows(
-    fewest_rows: int, logits_at: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("rows", "tokens_kept", "blocks", "logits_at"), [(64, 1, 1, ()), (64, 8192, 1, (1, 6)), (1024, 8192, 16, ())]
+)
+def test_graphs_change_no_token_as_memory_grows_and_none_is_captured_twice(
+    rows: int, tokens_kept: int, blocks: int, logits_at: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "_FEWEST_ROWS", fewest_rows)
+    monkeypatch.setattr(runner, "_FEWEST_ROWS", rows)
+    monkeypatch.setattr(runner, "_FEWEST_TOKENS", tokens_kept)
+    monkeypatch.setattr(steps, "_ENOUGH", steps._Sizes(ints=64, spans=1, outputs=1, blocks=blocks))
     runs = device("long")
     runs.allocate_kv(40, 16)
     expected, logits = generated(runs, logits_at)
     runs = device("long")
     runs.allocate_kv(40, 16)
-    graphs = Graphs(runs, monkeypatch)
-    for _ in range(2):  # the second time with graphs from before all growth, where they are still good
+    graphs, captured = Graphs(runs, monkeypatch), []
+    for _ in range(2):  # the second time with the graphs of the first, whatever has grown since
         tokens, found = generated(runs, logits_at)
         assert tokens == expected
         for one, other in zip(found, logits, strict=True):
             assert np.array_equal(one, other)
-    assert graphs.captured > 4
+        captured.append(graphs.captured)
+    assert captured[0] > 4
+    if tokens_kept > 1:  # their place is the one that all graphs share
+        assert captured[0] == captured[1], "what was rehearsed was captured again"
     assert graphs.replayed == 16
     assert len({tuple(one) for one in expected}) == len(expected)
+
+
+def test_a_graph_is_not_replayed_for_more_blocks_than_its_tables_have_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "_ENOUGH", steps._ENOUGH._replace(blocks=1))
+    runs = device("llama")
+    runs.allocate_kv(3, 2)
+    graphs = Graphs(runs, monkeypatch)
+    tokens, captured = [], []
+    for _ in range(2):
+        for start in range(5):
+            span = Span(TOKENS[start : start + 1], start, range(start // 2 + 1), Want.TOKEN)
+            tokens.append(runs.execute([span])[0].token)
+        captured.append(graphs.captured)
+    assert captured == [3, 3]  # for tables of one block, two and four
+    assert tokens[:5] == tokens[5:]
+    [whole] = runs.execute([Span(TOKENS[:5], 0, range(3), Want.TOKEN)])
+    assert whole.token == tokens[4]
 
 
 def test_without_a_cache_steps_are_captured_once_and_then_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +170,68 @@ def test_without_a_cache_steps_are_captured_once_and_then_replayed(monkeypatch: 
             runs.execute([Span(TOKENS[:length], 0, (), Want.TOKEN)])
         captured.append(graphs.captured)
     assert captured[0] == captured[1] < 4
+
+
+def short_of(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for the first so many tensors; from then on there is none."""
+    there, empty = iter(range(memory)), torch.empty
+
+    def make(*arguments: Any, **options: Any) -> torch.Tensor:
+        if next(there, None) is None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return empty(*arguments, **options)
+
+    monkeypatch.setattr(torch, "empty", make)
+
+
+def test_memory_that_runs_out_half_way_leaves_nothing_half_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = device("llama")
+    runs.allocate_kv(40, 16)
+    runs.execute([Span(TOKENS[:5], 0, [0], Want.TOKEN)])
+    batch = [Span(TOKENS[i : i + 3], 0, [i], Want.TOKEN) for i in range(4)]
+    for memory in (0, 1):  # room for the greatest logits, none for where they are
+        with monkeypatch.context() as patch:
+            short_of(memory, patch)
+            with pytest.raises(OutOfMemory, match="what a step works in"):
+                runs.execute(batch)
+    scratch = runs._runner.scratch
+    assert scratch is not None
+    assert scratch.best.numel() == scratch.best_at.numel()
+    together = [output.token for output in runs.execute(batch)]
+    assert together == [runs.execute([span])[0].token for span in batch]
+
+
+def test_graphs_make_room_for_a_step_that_would_not_fit_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = device("llama")
+    graphs = Graphs(runs, monkeypatch)
+    runs.allocate_kv(40, 16)
+    runs.execute([Span(TOKENS[:5], 0, [0], Want.TOKEN)])
+    assert runs._steps._captured
+    reserve, seen = runs._runner.reserve, []
+
+    def full(dims: Any) -> None:
+        seen.append(len(runs._steps._captured))
+        if seen == [1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        reserve(dims)
+
+    monkeypatch.setattr(runs._runner, "reserve", full)
+    [output] = runs.execute([Span(TOKENS[:20], 0, [0, 1], Want.TOKEN)])
+    assert seen == [1, 0]
+    assert graphs.captured == 2
+    runs.graphs = False
+    assert runs.execute([Span(TOKENS[:20], 0, [0, 1], Want.TOKEN)])[0].token == output.token
+
+
+def test_no_room_for_the_first_steps_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = device("llama")
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(runs._steps, "use", full)
+    with pytest.raises(OutOfMemory, match="what a step works in"):
+        runs.allocate_kv(4, 16)
 
 
 def test_of_many_graphs_the_one_longest_unused_goes(monkeypatch: pytest.MonkeyPatch) -> None:

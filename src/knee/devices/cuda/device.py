@@ -11,7 +11,7 @@ import ctypes
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -152,7 +152,9 @@ class CudaDevice(Device):
         """A new pool; the old one is given back first."""
         self._steps.give_back()
         self._end_uncached()
-        self._steps.use(self._make_pool(num_blocks, block_size))
+        pool = self._make_pool(num_blocks, block_size)
+        with _room_for_steps():
+            self._steps.use(pool)
 
     def _make_pool(self, num_blocks: int, block_size: int) -> Any:
         import torch
@@ -169,19 +171,12 @@ class CudaDevice(Device):
 
     def start(self, batch: Sequence[Span]) -> Flight:
         """Hand a step to the GPU; does not wait for it."""
-        import torch
-
-        try:
+        with _room_for_steps():
             if all([span.block_table for span in batch]):
                 if self._uncached is not None:
                     self._uncached.settle()
                 return self._steps.start(batch)
             return self._start_uncached(batch)
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(
-                "the GPU has no room for what a step works in beside weights and KV pool: use a smaller token budget, "
-                f"or less of the card for the pool ({MEMORY_VARIABLE}, now {memory_fraction():g})"
-            ) from error
 
     def finish(self, started: Flight) -> StepOutput:
         """Wait for the step's tokens."""
@@ -260,6 +255,20 @@ class CudaDevice(Device):
         if self._uncached is not None:
             self._uncached.give_back()
         self._uncached = None
+
+
+@contextlib.contextmanager
+def _room_for_steps() -> Iterator[None]:
+    """Where memory runs out in here, it is what steps work in."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            "the GPU has no room for what a step works in beside weights and KV pool: use a smaller token budget, "
+            f"or less of the card for the pool ({MEMORY_VARIABLE}, now {memory_fraction():g})"
+        ) from error
 
 
 def memory_fraction() -> float:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -41,7 +41,8 @@ from knee.program import Attention, Embed, Gate, Norm, Op, Program, Rope, Select
 _TRITON_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 _NARROWEST_LOGITS = 16  # columns of a tile of the last matrix
-_FEWEST_ROWS = 1024  # that there is room for: where the room grows, graphs are void
+_FEWEST_ROWS = 1024  # that there is room for
+_FEWEST_TOKENS = 8192  # likewise; where this room grows, no captured step is good any more
 _EARLY_WARPS = 8  # for which a multiprocessor has registers, where they hold a split of the cache
 
 Launch = Callable[["Step"], None]
@@ -88,8 +89,11 @@ class Step:
 
 
 @dataclass(slots=True)
-class _Scratch:
-    """Device memory that a step works in, for up to `capacity` rows; addresses stay until it grows."""
+class Scratch:
+    """Device memory that a step works in, for up to `capacity` rows.
+
+    What is too small is made anew, in another Scratch: a captured step goes on with the one that it was captured with.
+    """
 
     capacity: int
     buffers: dict[str, Tensor]
@@ -100,9 +104,13 @@ class _Scratch:
     scaled: Tensor  # rows of the stream times the next norm's weight
     normed: Tensor
     logits: Tensor
+    partial: tuple[Tensor, ...]  # of splits: results, (largest, total), how many are done
     products: Tensor | None = None  # of a library
-    partial: list[Tensor] = field(default_factory=list)  # of splits: results, (largest, total), how many are done
-    outgrown: list[Tensor] = field(default_factory=list)  # graphs may still use them
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """What does not depend on `capacity`: best logits of tiles, rows of logits, splits."""
+        return self.best.numel(), len(self.logits), len(self.partial[0])
 
 
 @dataclass
@@ -119,10 +127,9 @@ class Runner:
     stream: set[str] = field(default_factory=set)  # buffers of the residual stream: float32, with statistics
     views: dict[str, View] = field(default_factory=dict)
     launches: list[Launch] = field(default_factory=list)
-    scratch: _Scratch | None = None
+    scratch: Scratch | None = None
     norms: int = 1  # statistics that a step keeps
     compiling: bool = False
-    generation: int = 0  # of addresses
     _ready: list[Ready] = field(default_factory=list)  # of the step that is launched
     _place: int = 0  # among its launches
     tokens: Tensor = field(init=False)  # the greedy token of each output of the last step
@@ -133,7 +140,7 @@ class Runner:
         pdl = not interpret and torch.cuda.get_device_capability(device) >= (9, 0)
         runner = cls(program, Store(weights, dtype, device), interpret, pdl)
         _Lowering(runner).run()
-        runner.tokens = torch.zeros(1, dtype=torch.int32, device=device)
+        runner.tokens = torch.zeros(_FEWEST_TOKENS, dtype=torch.int32, device=device)
         return runner
 
     @property
@@ -168,33 +175,20 @@ class Runner:
         return Pool(keys, values, block_size)
 
     def reserve(self, dims: Dims) -> None:
-        """Make room for a step of this shape. Where `generation` changes, captured graphs are void.
+        """Make room for a step of this shape: `scratch` and `tokens` have it then, the same ones or others.
 
-        What only the kernels of one step hand on to each other may also lie elsewhere: a graph goes on with the old
-        place, which stays.
+        A step hands nothing on to the next one but its tokens, so a captured step may go on with an older scratch.
         """
-        scratch, needed = self.scratch, self._needed(dims)
-        if scratch is not None and all(has >= wanted for has, wanted in zip(self._room(), needed, strict=True)):
-            return
-        rows, best, logits, kept = needed
-        if scratch is None or rows > scratch.capacity:
-            self.generation += 1  # first: what fails half way has changed addresses, too
-            self.scratch = scratch = self._make_scratch(rows)
-        if scratch.best.numel() < best:
-            scratch.outgrown += [scratch.best, scratch.best_at]
-            scratch.best = torch.empty(best, device=self.device)
-            scratch.best_at = torch.empty(best, dtype=torch.int32, device=self.device)
-        if len(scratch.logits) < logits:
-            self.generation += 1  # the host reads them
-            scratch.logits = torch.empty((logits, self.program.vocab_size), device=self.device)
-        if not scratch.partial or len(scratch.partial[0]) < kept:
-            shape = (kept, self.group_padded, self.dim)
-            scratch.outgrown += scratch.partial
-            scratch.partial = [
-                torch.empty(shape, device=self.device),
-                torch.empty((*shape[:2], 2), device=self.device),
-                torch.zeros(kept, dtype=torch.int32, device=self.device),
-            ]
+        if dims.outputs > len(self.tokens):
+            tokens = self._zeros(coarse(dims.outputs), dtype=torch.int32)
+            tokens[: len(self.tokens)] = self.tokens  # the next step may want what the last one has made
+            self.tokens = tokens
+        rows, *sizes = self._needed(dims)
+        if self.scratch is None or rows > self.scratch.capacity:
+            self.scratch = self._make_scratch(rows)
+        best, logits, splits = (max(now, wanted) for now, wanted in zip(self.scratch.sizes, sizes, strict=True))
+        if (best, logits, splits) != self.scratch.sizes:
+            self.scratch = self._grown(self.scratch, best, logits, splits)
 
     def _needed(self, dims: Dims) -> tuple[int, int, int, int]:
         """Rows, best logits of tiles, rows of logits, splits: in powers of two, so that they seldom grow."""
@@ -207,12 +201,41 @@ class Runner:
             splits,
         )
 
-    def _room(self) -> tuple[int, int, int, int]:
-        """What there is of the same."""
-        scratch = self.scratch
-        assert scratch is not None
-        kept = len(scratch.partial[0]) if scratch.partial else 0
-        return scratch.capacity, scratch.best.numel(), len(scratch.logits), kept
+    def _make_scratch(self, capacity: int) -> Scratch:
+        """For so many rows; what does not depend on them is taken over."""
+        old, zeros = self.scratch, self._zeros
+        widest = max(width for name, width in self.widths.items() if name in self.stream)
+        return Scratch(
+            capacity,
+            {
+                name: zeros(capacity, width, dtype=torch.float32 if name in self.stream else self.dtype)
+                for name, width in self.widths.items()
+            },
+            zeros(self.norms, 2, capacity, dtype=torch.int64),
+            zeros(capacity, dtype=torch.int32),
+            old.best if old else zeros(0),
+            old.best_at if old else zeros(0, dtype=torch.int32),
+            zeros(capacity, widest, dtype=self.dtype),
+            zeros(capacity, widest, dtype=self.dtype),
+            old.logits if old else zeros(0, self.program.vocab_size),
+            old.partial if old else (zeros(0),),
+        )
+
+    def _grown(self, scratch: Scratch, best: int, logits: int, splits: int) -> Scratch:
+        """The same with other sizes of what does not depend on the rows."""
+        empty = partial(torch.empty, device=self.device)
+        if best > scratch.best.numel():
+            scratch = replace(scratch, best=empty(best), best_at=empty(best, dtype=torch.int32))
+        if logits > len(scratch.logits):
+            scratch = replace(scratch, logits=empty((logits, self.program.vocab_size)))
+        if splits > len(scratch.partial[0]):
+            shape = (splits, self.group_padded)
+            results, sums = empty((*shape, self.dim)), empty((*shape, 2))
+            scratch = replace(scratch, partial=(results, sums, self._zeros(splits, dtype=torch.int32)))
+        return scratch
+
+    def _zeros(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self.device)
 
     def run(self, step: Step) -> None:
         """All launches of a step."""
@@ -260,30 +283,6 @@ class Runner:
     def group_padded(self) -> int:
         """Rows of a tile that holds the query heads of one key head."""
         return max(16, coarse(self.program.heads // self.program.kv_heads))
-
-    def _make_scratch(self, capacity: int) -> _Scratch:
-        def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=self.device)
-
-        widest = max(width for name, width in self.widths.items() if name in self.stream)
-        tokens = zeros(capacity, dtype=torch.int32)
-        tokens[: len(self.tokens)] = self.tokens  # the next step may want what the last one has made
-        made = _Scratch(
-            capacity,
-            {
-                name: zeros(capacity, width, dtype=torch.float32 if name in self.stream else self.dtype)
-                for name, width in self.widths.items()
-            },
-            zeros(self.norms, 2, capacity, dtype=torch.int64),
-            zeros(capacity, dtype=torch.int32),
-            zeros(0, dtype=torch.float32),
-            zeros(0, dtype=torch.int32),
-            zeros(capacity, widest, dtype=self.dtype),
-            zeros(capacity, widest, dtype=self.dtype),
-            zeros(0, self.program.vocab_size, dtype=torch.float32),
-        )
-        self.tokens = tokens
-        return made
 
     # --- launches ------------------------------------------------------------------------------------------------
 

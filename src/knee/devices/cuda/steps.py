@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from knee.devices.base import Span
-from knee.devices.cuda.batch import Batch, Dims, Fields, Tables, round_up
+from knee.devices.cuda.batch import Batch, Dims, Fields, Tables, coarse, round_up
 from knee.devices.cuda.kernels.attention import SPLIT
-from knee.devices.cuda.runner import Pool, Runner, Step
+from knee.devices.cuda.runner import Pool, Runner, Scratch, Step
 
 _LARGEST_GRAPH = 8192  # rows; beyond, launching costs nothing beside the step
 _AHEAD = 2  # steps whose integers and results are in use at a time
-_WIDTH = 16  # blocks of a block table, at least
 _MOST_GRAPHS = 256  # that are kept; the one longest unused goes
 
 
@@ -57,6 +56,53 @@ class _Slot:
             self.events[2].synchronize()
 
 
+class _Sizes(NamedTuple):
+    """Of what a step needs on both sides."""
+
+    ints: int
+    spans: int
+    outputs: int
+    blocks: int  # of a span
+
+
+_ENOUGH = _Sizes(ints=1 << 15, spans=512, outputs=512, blocks=16)  # to begin with
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """Where the integers and block tables of steps lie: on the device, and in as many slots as steps are in flight."""
+
+    ints: Tensor
+    tables: Tensor  # (spans, blocks)
+    slots: list[_Slot]
+
+    @classmethod
+    def make(cls, sizes: _Sizes, device: torch.device, pinned: bool) -> Self:
+        """Filled with zeros."""
+        slots = [_make_slot(sizes, pinned) for _ in range(_AHEAD)]
+        tables = torch.zeros((sizes.spans, sizes.blocks), dtype=torch.int32, device=device)
+        return cls(torch.zeros(sizes.ints, dtype=torch.int32, device=device), tables, slots)
+
+    @property
+    def sizes(self) -> _Sizes:
+        """What it was made for."""
+        return _Sizes(len(self.ints), len(self.tables), len(self.slots[0].tokens), self.tables.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """All memory that a step of a shape works in, beside the pool, and the graph that does it.
+
+    What becomes too small is made anew elsewhere, so graphs stay good: only `tokens`, which one step hands on to the
+    next, is the same for all. `graph` None: kernel by kernel.
+    """
+
+    room: _Room
+    scratch: Scratch
+    tokens: Tensor
+    graph: Any
+
+
 @dataclass
 class Steps:
     """Starts steps on a runner, in a stream of its own, at most `_AHEAD` of them at a time."""
@@ -65,14 +111,11 @@ class Steps:
     warnings: list[str] = field(default_factory=list)
     pool: Pool | None = None
     _stream: Any = None
-    _ints: Tensor | None = None
-    _tables: Tensor | None = None
-    _slots: list[_Slot] = field(default_factory=list)
+    _room: _Room | None = None
     _count: int = 0
-    _captured: dict[Dims, Any] = field(default_factory=dict)  # the one used last at the end
+    _captured: dict[Dims, _Work] = field(default_factory=dict)  # the one used last at the end
     _fields: dict[Dims, Fields] = field(default_factory=dict)
     _made: Sequence[int] = ()
-    _generation: int = 0
 
     def __post_init__(self) -> None:
         if not self.runner.interpret:
@@ -84,9 +127,8 @@ class Steps:
         first = [Dims(1, 1, 0, 1, 1, 1, False), Dims(16, 0, 1, 1, 1, 1, False)]
         if pool.keys.numel() and not self.runner.interpret:
             with self._on_stream():
-                for dims in first:
-                    self._reserve(dims, self._fields_of(dims))
-                self._compile(first)
+                rooms = [self._reserve(dims, 1) for dims in first]
+                self._compile(first, rooms[-1])
 
     def give_back(self) -> None:
         """The pool, once nothing works on it any more, and what was captured with it."""
@@ -99,74 +141,77 @@ class Steps:
         batch = Batch(spans, SPLIT, self.runner.tile_rows)
         dims = batch.dims
         fields = self._fields_of(dims)
+        blocks = max([len(span.block_table) for span in spans])
         with self._on_stream():
-            self._reserve(dims, fields, max([len(span.block_table) for span in spans]))
-            self._prepare(dims)
-            slot = self._slots[self._count % _AHEAD]
+            work = self._find(dims, blocks) or self._prepare(dims, blocks)
+            slot = work.room.slots[self._count % _AHEAD]
             self._count += 1
             slot.wait()
             batch.write(slot.ints.numpy()[: fields.size], fields, self._made)
             slot.written.write(batch)
             self._made = batch.outputs
-            return self._launch(batch, slot, fields)
+            return self._launch(batch, slot, work)
 
-    def _launch(self, batch: Batch, slot: _Slot, fields: Fields) -> Flight:
-        dims, runner = batch.dims, self.runner
-        assert self._ints is not None
-        assert self._tables is not None
+    def _launch(self, batch: Batch, slot: _Slot, work: _Work) -> Flight:
+        dims, room, size = batch.dims, work.room, self._fields_of(batch.dims).size
         began, ended, arrived = slot.events
         if began is not None:
             began.record(self._stream)
-        self._ints[: fields.size].copy_(slot.ints[: fields.size], non_blocking=True)
-        self._tables[: dims.spans].copy_(slot.tables[: dims.spans], non_blocking=True)
-        self._run(dims, fields)
+        room.ints[:size].copy_(slot.ints[:size], non_blocking=True)
+        room.tables[: dims.spans].copy_(slot.tables[: dims.spans], non_blocking=True)
+        if work.graph is None:
+            self.runner.run(self._step(dims, room))
+        else:
+            work.graph.replay()
         if ended is not None:
             ended.record(self._stream)
         logits = None
         if dims.logits:
-            assert runner.scratch is not None
-            logits = torch.empty((dims.outputs, runner.program.vocab_size))
-            logits.copy_(runner.scratch.logits[: dims.outputs])  # waits for the step: who chooses is the host
-        slot.tokens[: dims.outputs].copy_(runner.tokens[: dims.outputs], non_blocking=True)
+            logits = torch.empty((dims.outputs, self.runner.program.vocab_size))
+            logits.copy_(work.scratch.logits[: dims.outputs])  # waits for the step: who chooses is the host
+        slot.tokens[: dims.outputs].copy_(work.tokens[: dims.outputs], non_blocking=True)
         if arrived is not None:
             arrived.record(self._stream)
         return Flight(batch, slot.tokens, logits, began, ended, arrived)
 
-    def _run(self, dims: Dims, fields: Fields) -> None:
-        """Replay the shape's graph, or launch kernel by kernel."""
-        graph = self._captured.pop(dims, None) if self.runner.graphs else None
-        if graph is not None:
-            self._captured[dims] = graph
-            graph.replay()
-            return
-        self.runner.run(self._step(dims, fields))
+    def _find(self, dims: Dims, blocks: int) -> _Work | None:
+        """The shape's graph, if there is one that has room for so many blocks a request."""
+        if not self._has(dims, blocks):
+            return None
+        work = self._captured[dims] = self._captured.pop(dims)
+        return work
 
-    def _prepare(self, dims: Dims) -> None:
+    def _has(self, dims: Dims, blocks: int) -> bool:
+        work = self._captured.get(dims) if self.runner.graphs else None
+        return work is not None and work.tokens is self.runner.tokens and work.room.tables.shape[1] >= blocks
+
+    def _prepare(self, dims: Dims, blocks: int) -> _Work:
         """Before a shape runs for the first time: compile its kernels and capture it, with decode all smaller ones.
 
         As requests end, a batch goes through the smaller shapes, and capturing takes time.
         """
-        if dims in self._captured:
-            return
-        if not self.runner.graphs or dims.rows > _LARGEST_GRAPH:
-            self._compile([dims])
-            return
-        shapes = [dims]
-        if dims.decode_only and dims.splits == 1:  # contexts grow past a split at any size
-            shapes = [replace(dims, rows=rows, items=rows, spans=rows, outputs=rows) for rows in _ladder(dims.rows)]
-        missing = [shape for shape in shapes if shape not in self._captured]
-        self._compile(missing)
-        for shape in missing:
-            self._capture(shape)
-            if not self.runner.graphs:
-                break
+        room, shapes = self._reserve(dims, blocks), [dims]
+        if self.runner.graphs and dims.rows <= _LARGEST_GRAPH:
+            if dims.decode_only and dims.splits == 1:  # contexts grow past a split at any size
+                shapes = [replace(dims, rows=rows, items=rows, spans=rows, outputs=rows) for rows in _ladder(dims.rows)]
+            missing = [shape for shape in shapes if not self._has(shape, blocks)]
+            self._compile(missing, room)
+            for shape in missing:
+                self._capture(shape, room)
+        else:
+            self._compile(shapes, room)
+        return self._find(dims, blocks) or self._work(room)
 
-    def _compile(self, shapes: Sequence[Dims]) -> None:
+    def _work(self, room: _Room, graph: Any = None) -> _Work:
+        assert self.runner.scratch is not None
+        return _Work(room, self.runner.scratch, self.runner.tokens, graph)
+
+    def _compile(self, shapes: Sequence[Dims], room: _Room) -> None:
         assert self.pool is not None
         new = {self.runner.kernels_of(shape): shape for shape in shapes}
         missing = [shape for kernels, shape in new.items() if not self.pool.ready.get(kernels)]
         if missing:
-            self.runner.compile([self._step(shape, self._fields_of(shape)) for shape in missing])
+            self.runner.compile([self._step(shape, room) for shape in missing])
 
     def _fields_of(self, dims: Dims) -> Fields:
         return self._fields.get(dims) or self._fields.setdefault(dims, Fields(dims))
@@ -179,12 +224,13 @@ class Steps:
         self.runner.run(step)
         self.runner.tokens.copy_(kept)
 
-    def _capture(self, dims: Dims) -> None:
-        step = self._step(dims, self._fields_of(dims))
+    def _capture(self, dims: Dims, room: _Room) -> None:
+        """Unless captures have failed."""
+        if not self.runner.graphs:
+            return
+        step = self._step(dims, room)
         if self.runner.asks_library(dims):
             self._run_empty(step)
-        if len(self._captured) >= _MOST_GRAPHS:
-            del self._captured[next(iter(self._captured))]
         graph = torch.cuda.CUDAGraph()
         try:
             graph.capture_begin(capture_error_mode="thread_local")
@@ -199,14 +245,16 @@ class Steps:
                 "steps run launch by launch from here on, which is slower"
             )
             return
-        self._captured[dims] = graph
+        self._captured.pop(dims, None)
+        if len(self._captured) >= _MOST_GRAPHS:
+            del self._captured[next(iter(self._captured))]
+        self._captured[dims] = self._work(room, graph)
 
-    def _step(self, dims: Dims, fields: Fields) -> Step:
-        assert self._ints is not None
-        assert self._tables is not None
+    def _step(self, dims: Dims, room: _Room) -> Step:
         assert self.pool is not None
-        ints = {name: self._ints[begin : begin + length] for name, (begin, length) in fields.places.items()}
-        return Step(dims, ints, self._tables, self.pool)
+        places = self._fields_of(dims).places
+        ints = {name: room.ints[begin : begin + length] for name, (begin, length) in places.items()}
+        return Step(dims, ints, room.tables, self.pool)
 
     # --- memory --------------------------------------------------------------------------------------------------
 
@@ -214,40 +262,24 @@ class Steps:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def forget(self) -> None:
-        """Graphs that were captured: what they launch, or where it works, has changed."""
+        """Graphs that were captured: what they launch, or the pool that they work on, has changed."""
         if self._captured:
             self.settle()
         self._captured.clear()
 
-    def _reserve(self, dims: Dims, fields: Fields, blocks: int = 1) -> None:
-        """Room for a step of this shape, with so many blocks a request, on both sides.
-
-        What was captured is void wherever an address changes, also where memory runs out half way.
-        """
-        if not self._has_room(dims, fields, blocks):
-            self.settle()
-            self.forget()
-            spans, size, outputs = (2 * count for count in (max(32, dims.spans), max(512, fields.size), dims.outputs))
-            width = max(_WIDTH, 1 << (blocks - 1).bit_length(), 0 if self._tables is None else self._tables.shape[1])
-            device, pinned = self.runner.device, not self.runner.interpret
-            slots = [_make_slot(size, spans, width, max(64, outputs), pinned) for _ in range(_AHEAD)]
-            tables = torch.zeros((spans, width), dtype=torch.int32, device=device)
-            self._ints = torch.zeros(size, dtype=torch.int32, device=device)
-            self._tables, self._slots = tables, slots
+    def _reserve(self, dims: Dims, blocks: int) -> _Room:
+        """Room for a step of this shape, with so many blocks a request, and scratch memory."""
+        needed = _Sizes(self._fields_of(dims).size, dims.spans, dims.outputs, blocks)
+        now = _ENOUGH if self._room is None else self._room.sizes
+        wanted = _Sizes(*[max(size, coarse(need)) for size, need in zip(now, needed, strict=True)])
+        if self._room is None or wanted != now:
+            self._room = _Room.make(wanted, self.runner.device, pinned=not self.runner.interpret)
         try:
             self.runner.reserve(dims)
-        finally:
-            if self._generation != self.runner.generation:
-                self.settle()
-                self.forget()
-                self._generation = self.runner.generation
-
-    def _has_room(self, dims: Dims, fields: Fields, blocks: int) -> bool:
-        tables, ints = self._tables, self._ints
-        if tables is None or ints is None:
-            return False
-        tables_fit = len(tables) >= dims.spans and tables.shape[1] >= blocks
-        return tables_fit and len(ints) >= fields.size and len(self._slots[0].tokens) >= dims.outputs
+        except torch.OutOfMemoryError:
+            self.forget()  # graphs hold what they work in
+            self.runner.reserve(dims)
+        return self._room
 
     def settle(self) -> None:
         """Wait for all steps that were started."""
@@ -260,11 +292,11 @@ def _ladder(rows: int) -> list[int]:
     return [step for step in range(rows, 0, -1) if round_up(step) == step]
 
 
-def _make_slot(ints: int, spans: int, width: int, outputs: int, pinned: bool) -> _Slot:
+def _make_slot(sizes: _Sizes, pinned: bool) -> _Slot:
     def zeros(*shape: int) -> Tensor:
         made = torch.zeros(shape, dtype=torch.int32)
         return made.pin_memory() if pinned else made
 
-    tables = zeros(spans, width)
+    tables = zeros(sizes.spans, sizes.blocks)
     events = tuple(torch.cuda.Event(enable_timing=True) if pinned else None for _ in range(3))
-    return _Slot(zeros(ints), tables, Tables(tables.numpy()), zeros(outputs), events)  # type: ignore[arg-type]
+    return _Slot(zeros(sizes.ints), tables, Tables(tables.numpy()), zeros(sizes.outputs), events)  # type: ignore[arg-type]
