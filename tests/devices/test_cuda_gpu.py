@@ -228,7 +228,7 @@ def test_what_was_rehearsed_is_not_captured_again(monkeypatch: pytest.MonkeyPatc
         _Counted.captures, made = 0, []
         for start, end in [(0, 5), *((i, i + 1) for i in range(5, 300)), (300, LENGTH)]:
             span = Span(TOKENS[start:end], start, range(-(-end // 16)), Want.TOKEN)
-            other = Span(TOKENS[start : start + 1], start, range(40, 40 + start // 16 + 1), Want.TOKEN)
+            other = Span(TOKENS[start : start + 1], 0, [40], Want.TOKEN)
             made += [output.token for output in runs.execute([span, other] if start % 50 == 20 else [span])]
         results.append((made, _Counted.captures))
     (made, captures), again = results

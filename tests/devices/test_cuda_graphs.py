@@ -87,7 +87,8 @@ class Graphs:
 def tensors(scratch: runner.Scratch) -> list[torch.Tensor]:
     """All of its memory."""
     vectors = (scratch.stats, scratch.slots, scratch.best, scratch.best_at, scratch.scaled, scratch.normed)
-    return [*scratch.buffers.values(), *vectors, scratch.logits, *scratch.partial]
+    products = [] if scratch.products is None else [scratch.products]
+    return [*scratch.buffers.values(), *vectors, scratch.logits, *scratch.partial, *products]
 
 
 def generated(runs: CudaDevice, logits_at: tuple[int, ...]) -> tuple[list[list[int]], list[FloatArray]]:
@@ -105,8 +106,9 @@ def generated(runs: CudaDevice, logits_at: tuple[int, ...]) -> tuple[list[list[i
         for request in whose:
             new = [*prompts[request], *made[request]][started[request] :]
             source = chosen.index(request) if request in chosen else None
-            batch.append(Span(new if source is None else [UNKNOWN], started[request], tables[request], want, source))
-            started[request] += len(new)
+            first, started[request] = started[request], started[request] + len(new)
+            blocks = tables[request][: -(-started[request] // 16)]
+            batch.append(Span(new if source is None else [UNKNOWN], first, blocks, want, source))
         for request, output in zip(whose, runs.execute(batch), strict=True):
             if output.logits is not None:
                 logits.append(output.logits)
@@ -116,10 +118,11 @@ def generated(runs: CudaDevice, logits_at: tuple[int, ...]) -> tuple[list[list[i
 
 
 @pytest.mark.parametrize(
-    ("rows", "tokens_kept", "blocks", "logits_at"), [(64, 1, 1, ()), (64, 8192, 1, (1, 6)), (1024, 8192, 16, ())]
+    ("rows", "tokens_kept", "blocks", "logits_at", "rooms"),
+    [(64, 1, 1, (), 2), (64, 8192, 1, (1, 6), 3), (1024, 8192, 16, (), 3)],
 )
 def test_graphs_change_no_token_as_memory_grows_and_none_is_captured_twice(
-    rows: int, tokens_kept: int, blocks: int, logits_at: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    rows: int, tokens_kept: int, blocks: int, logits_at: tuple[int, ...], rooms: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "_FEWEST_ROWS", rows)
     monkeypatch.setattr(runner, "_FEWEST_TOKENS", tokens_kept)
@@ -137,6 +140,9 @@ def test_graphs_change_no_token_as_memory_grows_and_none_is_captured_twice(
             assert np.array_equal(one, other)
         captured.append(graphs.captured)
     assert captured[0] > 4
+    held = [work for one in graphs.steps() for work in one._captured.values()]
+    assert len({id(work.room) for work in held}) == rooms
+    assert len({id(work.scratch) for work in held}) < 6, "memory was made anew that was large enough"
     if tokens_kept > 1:  # their place is the one that all graphs share
         assert captured[0] == captured[1], "what was rehearsed was captured again"
     assert graphs.replayed == 16
@@ -201,26 +207,72 @@ def test_memory_that_runs_out_half_way_leaves_nothing_half_made(monkeypatch: pyt
     assert together == [runs.execute([span])[0].token for span in batch]
 
 
-def test_graphs_make_room_for_a_step_that_would_not_fit_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cached", [True, False])
+def test_graphs_make_room_for_a_step_that_would_not_fit_beside_them(
+    cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of steps with a KV cache, and of those without, whatever the step is; which is then started once more."""
     runs = device("llama")
     graphs = Graphs(runs, monkeypatch)
     runs.allocate_kv(40, 16)
-    runs.execute([Span(TOKENS[:5], 0, [0], Want.TOKEN)])
-    assert runs._steps._captured
-    reserve, seen = runs._runner.reserve, []
+    [output] = runs.execute([Span(TOKENS[:5], 0, [0], Want.TOKEN)])
+    runs.execute([Span(TOKENS[:5], 0, (), Want.TOKEN)])
+    reserve, held = runs._runner.reserve, []
 
     def full(dims: Any) -> None:
-        seen.append(len(runs._steps._captured))
-        if seen == [1]:
+        held.append(sum(len(one._captured) for one in graphs.steps()))
+        if held == [2]:
             raise torch.OutOfMemoryError("CUDA out of memory")
         reserve(dims)
 
     monkeypatch.setattr(runs._runner, "reserve", full)
-    [output] = runs.execute([Span(TOKENS[:20], 0, [0, 1], Want.TOKEN)])
-    assert seen == [1, 0]
-    assert graphs.captured == 2
+    if cached:  # the token of the step before, too, is where it was
+        found = runs.execute([Span([UNKNOWN], 5, [0], Want.TOKEN, source=0), Span(TOKENS[:20], 0, [1, 2], Want.TOKEN)])
+    else:
+        found = runs.execute([Span(TOKENS[:20], 0, (), Want.TOKEN)])
+    assert held == [2, 0]
     runs.graphs = False
-    assert runs.execute([Span(TOKENS[:20], 0, [0, 1], Want.TOKEN)])[0].token == output.token
+    assert output.token is not None
+    again = runs.execute([Span(TOKENS[:20], 0, [1, 2], Want.TOKEN), Span([output.token], 5, [0], Want.TOKEN)])
+    assert [one.token for one in found] == [one.token for one in again][::-1][-len(found) :]
+
+
+def test_a_capture_that_fails_is_told_once_and_changes_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = device("llama")
+    tried = []
+
+    class Broken:
+        def capture_begin(self, **_: object) -> None:
+            tried.append(self)
+            raise RuntimeError("no graph today\nsecond line")
+
+    runs.allocate_kv(4, 16)
+    batch = [Span(TOKENS[i : i + 1], 0, [i], Want.TOKEN) for i in range(4)]
+    expected = [output.token for output in runs.execute(batch)]
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Broken)
+    runs.graphs = True
+    for _ in range(2):
+        assert [output.token for output in runs.execute(batch)] == expected
+    assert len(tried) == 1
+    [warning] = runs.warnings
+    assert "a step of 4 rows could not be captured as a CUDA graph (no graph today)" in warning
+    assert not runs.graphs
+
+
+def test_decode_captures_the_sizes_that_its_batch_comes_to_as_requests_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = device("llama")
+    graphs = Graphs(runs, monkeypatch)
+    runs.allocate_kv(6, 16)
+    decode = [Span(TOKENS[i : i + 1], 0, [i], Want.TOKEN) for i in range(5)]
+
+    def captures(batch: list[Span]) -> int:
+        before = graphs.captured
+        runs.execute(batch)
+        return graphs.captured - before
+
+    assert captures([*decode[:2], Span(TOKENS[:3], 0, [5], Want.TOKEN)]) == 1  # with a prefill: of no other size
+    assert captures(decode) == 4  # of 8, 4, 2 and 1
+    assert [captures(decode[:count]) for count in (4, 3, 2, 1)] == [0] * 4
 
 
 def test_no_room_for_the_first_steps_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,7 +153,7 @@ class CudaDevice(Device):
         self._steps.give_back()
         self._end_uncached()
         pool = self._make_pool(num_blocks, block_size)
-        with _room_for_steps():
+        with _blaming_steps():
             self._steps.use(pool)
 
     def _make_pool(self, num_blocks: int, block_size: int) -> Any:
@@ -170,13 +170,25 @@ class CudaDevice(Device):
         return self.finish(self.start(batch)).spans
 
     def start(self, batch: Sequence[Span]) -> Flight:
-        """Hand a step to the GPU; does not wait for it."""
-        with _room_for_steps():
-            if all([span.block_table for span in batch]):
-                if self._uncached is not None:
-                    self._uncached.settle()
-                return self._steps.start(batch)
+        """Hand a step to the GPU; does not wait for it. Graphs, which hold memory, are given up where there is none."""
+        import torch
+
+        try:
+            return self._start(batch)
+        except (torch.OutOfMemoryError, OutOfMemory):
+            pass  # up to here the error holds what was half made
+        self._steps.forget()
+        if self._uncached is not None:
+            self._uncached.forget()
+        with _blaming_steps():
+            return self._start(batch)
+
+    def _start(self, batch: Sequence[Span]) -> Flight:
+        if not all([span.block_table for span in batch]):
             return self._start_uncached(batch)
+        if self._uncached is not None:
+            self._uncached.settle()
+        return self._steps.start(batch)
 
     def finish(self, started: Flight) -> StepOutput:
         """Wait for the step's tokens."""
@@ -258,8 +270,8 @@ class CudaDevice(Device):
 
 
 @contextlib.contextmanager
-def _room_for_steps() -> Iterator[None]:
-    """Where memory runs out in here, it is what steps work in."""
+def _blaming_steps() -> Iterator[None]:
+    """Memory that runs out in here was wanted for what steps work in."""
     import torch
 
     try:

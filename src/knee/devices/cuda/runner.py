@@ -107,11 +107,6 @@ class Scratch:
     partial: tuple[Tensor, ...]  # of splits: results, (largest, total), how many are done
     products: Tensor | None = None  # of a library
 
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """What does not depend on `capacity`: best logits of tiles, rows of logits, splits."""
-        return self.best.numel(), len(self.logits), len(self.partial[0])
-
 
 @dataclass
 class Runner:
@@ -186,16 +181,14 @@ class Runner:
         rows, *sizes = self._needed(dims)
         if self.scratch is None or rows > self.scratch.capacity:
             self.scratch = self._make_scratch(rows)
-        best, logits, splits = (max(now, wanted) for now, wanted in zip(self.scratch.sizes, sizes, strict=True))
-        if (best, logits, splits) != self.scratch.sizes:
-            self.scratch = self._grown(self.scratch, best, logits, splits)
+        self.scratch = self._grown(self.scratch, *sizes)
 
     def _needed(self, dims: Dims) -> tuple[int, int, int, int]:
         """Rows, best logits of tiles, rows of logits, splits: in powers of two, so that they seldom grow."""
         outputs = coarse(max(1, dims.outputs))
         splits = coarse(dims.items) * self.program.kv_heads * dims.splits if dims.splits > 1 else 1
         return (
-            max(_FEWEST_ROWS, coarse(max(dims.rows, dims.outputs))),
+            max(_FEWEST_ROWS, coarse(dims.rows)),
             outputs * -(-self.program.vocab_size // _NARROWEST_LOGITS),
             outputs if dims.logits or dims.drawn else 0,
             splits,
@@ -222,7 +215,7 @@ class Runner:
         )
 
     def _grown(self, scratch: Scratch, best: int, logits: int, splits: int) -> Scratch:
-        """The same with other sizes of what does not depend on the rows."""
+        """With room for so many of what does not depend on the rows; the same one if it has that."""
         empty = partial(torch.empty, device=self.device)
         if best > scratch.best.numel():
             scratch = replace(scratch, best=empty(best), best_at=empty(best, dtype=torch.int32))

@@ -65,7 +65,7 @@ class _Sizes(NamedTuple):
     blocks: int  # of a span
 
 
-_ENOUGH = _Sizes(ints=1 << 15, spans=512, outputs=512, blocks=16)  # to begin with
+_ENOUGH = _Sizes(ints=1 << 16, spans=512, outputs=512, blocks=16)  # to begin with
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +127,9 @@ class Steps:
         first = [Dims(1, 1, 0, 1, 1, 1, False), Dims(16, 0, 1, 1, 1, 1, False)]
         if pool.keys.numel() and not self.runner.interpret:
             with self._on_stream():
-                rooms = [self._reserve(dims, 1) for dims in first]
-                self._compile(first, rooms[-1])
+                for dims in first:
+                    room = self._reserve(dims, 1)
+                self._compile(first, room)
 
     def give_back(self) -> None:
         """The pool, once nothing works on it any more, and what was captured with it."""
@@ -149,11 +150,12 @@ class Steps:
             slot.wait()
             batch.write(slot.ints.numpy()[: fields.size], fields, self._made)
             slot.written.write(batch)
-            self._made = batch.outputs
-            return self._launch(batch, slot, work)
+            flight = self._launch(batch, slot, work, fields.size)
+            self._made = batch.outputs  # at last: where memory ran out, the step is started once more
+            return flight
 
-    def _launch(self, batch: Batch, slot: _Slot, work: _Work) -> Flight:
-        dims, room, size = batch.dims, work.room, self._fields_of(batch.dims).size
+    def _launch(self, batch: Batch, slot: _Slot, work: _Work, size: int) -> Flight:
+        dims, room = batch.dims, work.room
         began, ended, arrived = slot.events
         if began is not None:
             began.record(self._stream)
@@ -221,8 +223,10 @@ class Steps:
         kept = self.runner.tokens.clone()  # the step to come may want what the one before has made
         for name, values in step.ints.items():
             values.fill_(-1 if name in ("sources", "row_spans") else 0)
-        self.runner.run(step)
-        self.runner.tokens.copy_(kept)
+        try:
+            self.runner.run(step)
+        finally:
+            self.runner.tokens.copy_(kept)
 
     def _capture(self, dims: Dims, room: _Room) -> None:
         """Unless captures have failed."""
@@ -262,7 +266,7 @@ class Steps:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def forget(self) -> None:
-        """Graphs that were captured: what they launch, or the pool that they work on, has changed."""
+        """Graphs that were captured: what they launch or work on has changed, or their memory is wanted."""
         if self._captured:
             self.settle()
         self._captured.clear()
@@ -274,11 +278,7 @@ class Steps:
         wanted = _Sizes(*[max(size, coarse(need)) for size, need in zip(now, needed, strict=True)])
         if self._room is None or wanted != now:
             self._room = _Room.make(wanted, self.runner.device, pinned=not self.runner.interpret)
-        try:
-            self.runner.reserve(dims)
-        except torch.OutOfMemoryError:
-            self.forget()  # graphs hold what they work in
-            self.runner.reserve(dims)
+        self.runner.reserve(dims)
         return self._room
 
     def settle(self) -> None:
