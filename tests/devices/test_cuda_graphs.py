@@ -275,6 +275,29 @@ def test_decode_captures_the_sizes_that_its_batch_comes_to_as_requests_end(monke
     assert [captures(decode[:count]) for count in (4, 3, 2, 1)] == [0] * 4
 
 
+def test_a_step_that_is_started_once_more_finds_the_tokens_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = device("llama")
+    runs.allocate_kv(4, 16)
+    runs.execute([Span(TOKENS[:4], 0, [0], Want.NOTHING)])
+    # Decode comes first on the device, so their tokens lie there the other way round.
+    made = runs.execute([Span(TOKENS[:3], 0, [1], Want.TOKEN), Span(TOKENS[4:5], 4, [0], Want.TOKEN)])
+    run, tries = runs._runner.run, []
+
+    def full(step: Any) -> None:
+        tries.append(step)
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        run(step)
+
+    monkeypatch.setattr(runs._runner, "run", full)
+    places = [(3, [1], 0), (5, [0], 1)]
+    found = runs.execute([Span([UNKNOWN], start, blocks, Want.TOKEN, source) for start, blocks, source in places])
+    told = [Span([made[source].token or 0], start, blocks, Want.TOKEN) for start, blocks, source in places]
+    assert found == runs.execute(told)
+    assert len({output.token for output in made}) == 2
+    assert len(tries) == 3
+
+
 def test_no_room_for_the_first_steps_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = device("llama")
 
