@@ -754,7 +754,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options; `--tiny` changes what others are by default."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cuda",
-        description=__doc__.split("\n")[0] + " About two minutes on an H100.",
+        description=__doc__.split("\n")[0] + " A few minutes.",
         epilog="Runs from a checkout, with the extra cuda. What the sections are stands at the top of the file.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

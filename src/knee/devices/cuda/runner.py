@@ -1,7 +1,7 @@
 """A program as kernel launches: buffers, statistics, KV pool, and one launch (or two) for each fused operation.
 
-Everything a step needs to know lies in device memory at addresses that depend on nothing but its shape (`Dims`), so
-that the launches of a shape can be captured as a CUDA graph once and replayed.
+Everything a step needs to know lies in device memory at addresses that all steps of a shape (`Dims`) share, so that
+the launches of a shape can be captured as a CUDA graph once and replayed.
 """
 
 from __future__ import annotations
